@@ -1,0 +1,470 @@
+package storage
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"slices"
+	"sort"
+	"sync"
+
+	"dazaar-edge/storage/durable"
+)
+
+// Sizes of the read caches: 64 KiB of pages, a few page directories and files.
+const (
+	cachedPages = 16
+	cachedViews = 4
+	cachedFiles = 2
+)
+
+// reader finds and checks pages for readers. Its lock is taken with Log.mu held
+// for reading, which keeps the files in place.
+type reader struct {
+	l     *Log
+	mu    sync.Mutex
+	pages []cachedPage // guarded by mu, like all below; newest first
+	views []*Segment   // newest first
+	files []cachedFile // newest first
+}
+
+type cachedPage struct {
+	seq  uint64
+	n    int
+	buf  *[PageSize]byte
+	info pageInfo
+}
+
+type cachedFile struct {
+	seq uint64
+	f   durable.File
+}
+
+func newReader(l *Log) reader { return reader{l: l} }
+
+func (r *reader) close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, f := range r.files {
+		f.f.Close() // read only
+	}
+	r.files, r.pages, r.views = nil, nil, nil
+}
+
+// forget drops what is cached of a segment.
+func (r *reader) forget(seq uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.pages = slices.DeleteFunc(r.pages, func(p cachedPage) bool { return p.seq == seq })
+	r.views = slices.DeleteFunc(r.views, func(v *Segment) bool { return v.Seq == seq })
+	r.files = slices.DeleteFunc(r.files, func(f cachedFile) bool {
+		if f.seq == seq {
+			f.f.Close() // read only
+		}
+		return f.seq == seq
+	})
+}
+
+// file returns the file of segment number i of l.segs.
+func (r *reader) file(i int) (durable.File, error) {
+	l := r.l
+	s := l.segs[i]
+	if i == len(l.segs)-1 {
+		return l.file, nil
+	}
+	for j, f := range r.files {
+		if f.seq == s.seq {
+			copy(r.files[1:j+1], r.files[:j])
+			r.files[0] = f
+			return f.f, nil
+		}
+	}
+	f, err := l.cfg.FS.OpenRead(join(l.cfg.Dir, s.name()))
+	if err != nil {
+		return nil, err
+	}
+	if len(r.files) >= cachedFiles {
+		r.files[len(r.files)-1].f.Close() // read only
+		r.files = r.files[:len(r.files)-1]
+	}
+	r.files = append([]cachedFile{{s.seq, f}}, r.files...)
+	return f, nil
+}
+
+// page returns data page n of segment number i, checked.
+func (r *reader) page(i, n int) ([]byte, pageInfo, error) {
+	l := r.l
+	s := l.segs[i]
+	if i == len(l.segs)-1 && n == l.tailNo {
+		info, err := parsePage(l.tail[:], s.seq)
+		return l.tail[:], info, err
+	}
+	for j, p := range r.pages {
+		if p.seq == s.seq && p.n == n {
+			copy(r.pages[1:j+1], r.pages[:j])
+			r.pages[0] = p
+			return p.buf[:], p.info, nil
+		}
+	}
+	f, err := r.file(i)
+	if err != nil {
+		return nil, pageInfo{}, err
+	}
+	p := cachedPage{seq: s.seq, n: n}
+	if len(r.pages) >= cachedPages {
+		p.buf = r.pages[len(r.pages)-1].buf
+		r.pages = r.pages[:len(r.pages)-1]
+	} else {
+		p.buf = new([PageSize]byte)
+	}
+	if err := readInto(f, l.geo.dataPage(n), p.buf[:]); err != nil {
+		return nil, pageInfo{}, err
+	}
+	if p.info, err = parsePage(p.buf[:], s.seq); err != nil {
+		return nil, pageInfo{}, err
+	}
+	if p.info.number != n {
+		return nil, pageInfo{}, fmt.Errorf("%w: page %d in its place", ErrCorrupt, p.info.number)
+	}
+	r.pages = append(r.pages, cachedPage{})
+	copy(r.pages[1:], r.pages)
+	r.pages[0] = p
+	return p.buf[:], p.info, nil
+}
+
+// Segment is what a log knows of one of its segments without reading its
+// blocks. It must not be changed.
+type Segment struct {
+	Seq        uint64
+	First, End uint64 // its blocks are [First, End)
+	// Open: the segment is being filled; it has no Summary, and End is the
+	// log's length.
+	Open bool
+	// State is what the owner returned at First; nil if the head is damaged.
+	State []byte
+	// Summary is what the owner returned at End; nil if the foot is damaged.
+	Summary []byte
+
+	keys [2]uint64
+	dir  []uint64
+}
+
+// view returns segment number i.
+func (r *reader) view(i int) (*Segment, error) {
+	l := r.l
+	s := l.segs[i]
+	open := i == len(l.segs)-1
+	for j, v := range r.views {
+		if v.Seq == s.seq && v.Open == open {
+			copy(r.views[1:j+1], r.views[:j])
+			r.views[0] = v
+			if !open {
+				return v, nil
+			}
+			now := *v
+			now.End, now.dir = l.length, l.dir
+			return &now, nil
+		}
+	}
+	f, err := r.file(i)
+	if err != nil {
+		return nil, err
+	}
+	v := &Segment{Seq: s.seq, First: s.first, Open: open}
+	h, err := readHeader(f, s)
+	switch {
+	case err == nil:
+		v.State, v.keys = h.state, h.keys
+	case !errors.Is(err, ErrCorrupt):
+		return nil, err
+	}
+	if open {
+		v.End, v.dir = l.length, l.dir
+	} else if err := r.closedView(f, i, v); err != nil {
+		return nil, err
+	}
+	if len(r.views) >= cachedViews {
+		r.views = r.views[:cachedViews-1]
+	}
+	r.views = append([]*Segment{v}, r.views...)
+	return v, nil
+}
+
+// closedView fills in what the foot says, or else the pages.
+func (r *reader) closedView(f durable.File, i int, v *Segment) error {
+	v.End = r.l.segs[i+1].first
+	ft, err := readFooter(f, r.l.geo, v.Seq)
+	if err == nil && ft.kind == footerClosed && ft.end <= v.End {
+		if v.dir, err = parseDir(ft.dir, v.First, ft.pages); err == nil {
+			v.End, v.Summary = ft.end, ft.summary
+			return nil
+		}
+	}
+	if err != nil && !errors.Is(err, ErrCorrupt) {
+		return err
+	}
+	v.dir, err = pageDir(f, r.l.geo, v.Seq, v.First)
+	return err
+}
+
+// pageDir rebuilds the page directory of a closed segment from its pages. A
+// page that cannot be read counts as beginning where the next one does.
+func pageDir(f durable.File, g geometry, seq, first uint64) ([]uint64, error) {
+	var dir []uint64
+	var buf [PageSize]byte
+	known := 0
+	for n := range g.dataPages() {
+		err := readInto(f, g.dataPage(n), buf[:])
+		var info pageInfo
+		if err == nil {
+			info, err = parsePage(buf[:], seq)
+		}
+		if err != nil || info.number != n || info.block < first {
+			if err != nil && !errors.Is(err, ErrCorrupt) {
+				return nil, err
+			}
+			continue
+		}
+		for len(dir) <= n {
+			dir = append(dir, info.block)
+		}
+		first, known = info.block, n+1
+		if info.flags&flagSegment != 0 {
+			break
+		}
+	}
+	return dir[:known], nil
+}
+
+// locate returns the number of the segment that holds block i.
+func (l *Log) locate(i uint64) (int, error) {
+	if i >= l.length {
+		return 0, fmt.Errorf("%w: %d of %d", ErrRange, i, l.length)
+	}
+	if i < l.segs[0].first {
+		return 0, fmt.Errorf("%w: %d, the first is %d", ErrDropped, i, l.segs[0].first)
+	}
+	return sort.Search(len(l.segs), func(n int) bool { return l.segs[n].first > i }) - 1, nil
+}
+
+// Get returns block i and its weight. The bytes are the caller's.
+func (l *Log) Get(i uint64) (data []byte, w Weight, err error) {
+	err = l.Range(i, i+1, func(_ uint64, weight Weight, b []byte) bool {
+		data, w = append(make([]byte, 0, len(b)), b...), weight
+		return true
+	})
+	return data, w, err
+}
+
+// Range calls f for blocks [from, to) in order until it returns false. data is
+// valid during the call, in which f must not use the log. Where blocks cannot
+// be read it returns a [*CorruptError]; the caller may go on at its End.
+func (l *Log) Range(from, to uint64, f func(block uint64, w Weight, data []byte) bool) error {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	l.read.mu.Lock()
+	defer l.read.mu.Unlock()
+	for from < to {
+		i, err := l.locate(from)
+		if err != nil {
+			return err
+		}
+		next, done, err := l.read.segmentRange(i, from, to, f)
+		if err != nil || done {
+			return err
+		}
+		from = next
+	}
+	return nil
+}
+
+// segmentRange is Range within segment number i. It returns the block behind
+// the segment.
+func (r *reader) segmentRange(i int, from, to uint64, f func(uint64, Weight, []byte) bool) (next uint64, done bool, err error) {
+	v, err := r.view(i)
+	if err != nil {
+		return 0, false, err
+	}
+	end := v.End
+	if i+1 < len(r.l.segs) && end != r.l.segs[i+1].first && from >= end {
+		return 0, false, r.lost(i, 0, from, r.l.segs[i+1].first, errors.New("a segment file is missing"))
+	}
+	src := func(n int) ([]byte, pageInfo, error) { return r.page(i, n) }
+	start := max(sort.Search(len(v.dir), func(n int) bool { return v.dir[n] > from })-1, 0)
+	at := from
+	_, err = walk(src, start, len(v.dir)-1, func(block uint64, w Weight, data []byte) (bool, error) {
+		if block < from {
+			return true, nil
+		}
+		if block >= to || block != at {
+			done = block >= to
+			return false, nil
+		}
+		at++
+		if !f(block, w, data) {
+			done = true
+			return false, nil
+		}
+		return true, nil
+	})
+	switch {
+	case done || at >= min(to, end):
+		return at, done || at >= to, nil
+	case err == nil:
+		return 0, false, r.lost(i, start, at, end, errors.New("blocks are missing"))
+	case errors.Is(err, ErrCorrupt):
+		page := start
+		var pe *pageError
+		if errors.As(err, &pe) {
+			page = pe.page
+		}
+		return 0, false, r.lost(i, page, at, r.readableFrom(i, page+1, at, end, v.dir), err)
+	}
+	return 0, false, err
+}
+
+// readableFrom returns the first block behind at that begins in a readable page
+// from page n on, or else end.
+func (r *reader) readableFrom(i, n int, at, end uint64, dir []uint64) uint64 {
+	for ; n < len(dir); n++ {
+		if _, info, err := r.page(i, n); err == nil && info.count > 0 && info.block > at {
+			return info.block
+		}
+	}
+	return end
+}
+
+func (r *reader) lost(i, page int, first, end uint64, why error) error {
+	return &CorruptError{
+		File: join(r.l.cfg.Dir, r.l.segs[i].name()), Page: r.l.geo.dataPage(page), First: first, End: end, Why: why.Error(),
+	}
+}
+
+// SegmentAt returns the segment that holds block i.
+func (l *Log) SegmentAt(i uint64) (Segment, error) {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	l.read.mu.Lock()
+	defer l.read.mu.Unlock()
+	n, err := l.locate(i)
+	if err != nil {
+		return Segment{}, err
+	}
+	v, err := l.read.view(n)
+	if err != nil {
+		return Segment{}, classify(err)
+	}
+	return *v, nil
+}
+
+// FindKey searches by key number k (see [Record]) in O(log n) reads. It returns
+// the first block of the page within which, or behind which at the page's end,
+// the running maximum of the key reaches target for the first time; Length if
+// it never does before the tail page ends and the tail page was searched too.
+func (l *Log) FindKey(k int, target uint64) (uint64, error) {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	l.read.mu.Lock()
+	defer l.read.mu.Unlock()
+	var failed error
+	n := sort.Search(len(l.segs), func(n int) bool {
+		v, err := l.read.view(n)
+		if err != nil {
+			failed = err
+			return true
+		}
+		return v.State != nil && v.keys[k] >= target
+	}) - 1
+	if failed != nil || n < 0 {
+		return l.segs[0].first, failed
+	}
+	v, err := l.read.view(n)
+	if err != nil {
+		return 0, err
+	}
+	page := sort.Search(len(v.dir), func(p int) bool {
+		_, info, err := l.read.page(n, p)
+		return err == nil && info.keys[k] >= target // a damaged page is passed by
+	}) - 1
+	if page < 0 {
+		return v.First, nil
+	}
+	return v.dir[page], nil
+}
+
+// Salvage reads a copy that Open set aside (see [Recovery]) and calls f for
+// each block that can still be read, until f returns false.
+func (l *Log) Salvage(name string, f func(block uint64, w Weight, data []byte) bool) error {
+	file, err := l.cfg.FS.OpenRead(join(l.cfg.Dir, name))
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	return salvage(file, l.geo, f)
+}
+
+// RemoveDamaged removes a copy that was set aside.
+func (l *Log) RemoveDamaged(name string) error {
+	l.wmu.Lock()
+	defer l.wmu.Unlock()
+	if err := l.cfg.FS.Remove(join(l.cfg.Dir, name)); err != nil {
+		return err
+	}
+	l.recovery.Damaged = slices.DeleteFunc(l.recovery.Damaged, func(s string) bool { return s == name })
+	return l.cfg.FS.SyncDir(l.cfg.Dir)
+}
+
+// salvage walks every run of readable pages of a segment, the slots' included.
+func salvage(f durable.File, g geometry, fn func(uint64, Weight, []byte) bool) error {
+	b, err := readPages(f, 0, g.pages)
+	if err != nil && !errors.Is(err, ErrCorrupt) {
+		return err
+	}
+	seq := le.Uint64(b[8:])
+	if _, err := parseHeader(b[:PageSize]); err != nil {
+		seq = newestSegment(b, g)
+	}
+	images := map[int][]byte{}
+	for n := range g.dataPages() {
+		images[n] = b[g.dataOff(n):][:PageSize]
+	}
+	for i := range slots {
+		image := b[(slotPage+i)*PageSize:][:PageSize]
+		if info, err := parsePage(image, seq); err == nil {
+			if old, err := parsePage(images[info.number], seq); err != nil || old.used < info.used {
+				images[info.number] = image
+			}
+		}
+	}
+	src := func(n int) ([]byte, pageInfo, error) {
+		info, err := parsePage(images[n], seq)
+		return images[n], info, err
+	}
+	for n := 0; n < g.dataPages(); {
+		if _, _, err := src(n); err != nil {
+			n++
+			continue
+		}
+		more := true
+		_, err := walk(src, n, g.dataPages()-1, func(block uint64, w Weight, data []byte) (bool, error) {
+			more = fn(block, w, bytes.Clone(data))
+			return more, nil
+		})
+		var pe *pageError
+		if !more || !errors.As(err, &pe) {
+			return nil
+		}
+		n = max(n+1, pe.page)
+	}
+	return nil
+}
+
+// newestSegment returns the highest segment number on a valid data page.
+func newestSegment(b []byte, g geometry) (seq uint64) {
+	for n := range g.dataPages() {
+		if _, s, err := unseal(b[g.dataOff(n):][:PageSize], kindData); err == nil {
+			seq = max(seq, s)
+		}
+	}
+	return seq
+}

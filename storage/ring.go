@@ -1,0 +1,238 @@
+package storage
+
+import (
+	"errors"
+	"fmt"
+
+	"dazaar-edge/storage/durable"
+)
+
+// spareStep is how many bytes of the next segment are filled with zeros after
+// each commit, so that the work is done when the segment is needed.
+const spareStep = 64 << 10
+
+// spare is the file that becomes the next segment. Log.wmu guards it.
+type spare struct {
+	ready   bool         // spareName is there, whole and durable
+	renamed bool         // spareName is there, its directory is not synced
+	file    durable.File // spareTemp while it is being filled
+	filled  int64
+	created bool // a segment file got its name, its directory is not synced
+}
+
+func (s *spare) close() {
+	if s.file != nil {
+		s.file.Close() // holds nothing that is needed
+		s.file = nil
+	}
+}
+
+func (s *spare) size(g geometry) int64 {
+	if s.ready || s.renamed {
+		return g.size()
+	}
+	return s.filled
+}
+
+// adoptSpare takes over a spare file that Open found, if it is whole.
+func (l *Log) adoptSpare(found bool) error {
+	if !found {
+		return nil
+	}
+	name := join(l.cfg.Dir, spareName)
+	f, err := l.cfg.FS.OpenRead(name)
+	if err != nil {
+		return err
+	}
+	size, err := f.Size()
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	if size != l.geo.size() {
+		return l.cfg.FS.Remove(name)
+	}
+	l.spare.renamed = true
+	return nil
+}
+
+// growSpare fills n more bytes of the next segment with zeros, if there is room
+// for one more. What fails here is tried again when the segment is needed.
+func (l *Log) growSpare(n int64) {
+	if l.spare.ready || l.spare.renamed || len(l.segs) >= l.maxFiles {
+		return
+	}
+	if err := l.fillSpare(n); err != nil {
+		l.log.Warn("cannot prepare the next segment", "log", l.cfg.Dir, "error", err)
+		l.dropTemp()
+	}
+}
+
+func (l *Log) dropTemp() {
+	l.spare.close()
+	l.spare.filled = 0
+	_ = l.cfg.FS.Remove(join(l.cfg.Dir, spareTemp)) // truncated by the next try if it stays
+}
+
+// fillSpare writes zeros: a preallocated but unwritten extent would cost a
+// journal entry at each first write (specs/board.md, section 5).
+func (l *Log) fillSpare(n int64) (err error) {
+	s := &l.spare
+	if s.file == nil {
+		if s.file, err = l.cfg.FS.Create(join(l.cfg.Dir, spareTemp)); err != nil {
+			return err
+		}
+		s.filled = 0
+	}
+	zeros := make([]byte, spareStep)
+	for n > 0 && s.filled < l.geo.size() {
+		step := min(int64(len(zeros)), l.geo.size()-s.filled)
+		if err := writeFull(s.file, zeros[:step], s.filled); err != nil {
+			return err
+		}
+		s.filled += step
+		n -= step
+	}
+	if s.filled < l.geo.size() {
+		return nil
+	}
+	if err := s.file.Datasync(); err != nil {
+		return err
+	}
+	if err := l.cfg.FS.Rename(join(l.cfg.Dir, spareTemp), join(l.cfg.Dir, spareName)); err != nil {
+		return err
+	}
+	s.close()
+	s.filled, s.renamed = 0, true
+	return nil
+}
+
+// takeSpare makes sure that there is a whole spare file: a new one while the
+// ring may grow, else the oldest segment.
+func (l *Log) takeSpare() error {
+	s := &l.spare
+	if s.ready {
+		return nil
+	}
+	if !s.renamed {
+		if len(l.segs) < l.maxFiles {
+			if err := l.fillSpare(l.geo.size()); err != nil {
+				l.dropTemp()
+				return err
+			}
+		} else if err := l.dropOldest(true); err != nil {
+			return err
+		}
+	}
+	if err := l.cfg.FS.SyncDir(l.cfg.Dir); err != nil {
+		return err
+	}
+	s.renamed, s.ready = false, true
+	return nil
+}
+
+// dropOldest takes the oldest segment out of the log. With keep its file
+// becomes the spare one.
+func (l *Log) dropOldest(keep bool) error {
+	if len(l.segs) < 2 {
+		return fmt.Errorf("storage: the only segment cannot be dropped")
+	}
+	l.cfg.Owner.Dropping(l.segs[1].first)
+	name := join(l.cfg.Dir, l.segs[0].name())
+	if keep {
+		if err := l.cfg.FS.Rename(name, join(l.cfg.Dir, spareName)); err != nil {
+			return err
+		}
+		l.spare.renamed = true
+	} else if err := l.cfg.FS.Remove(name); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	l.read.forget(l.segs[0].seq)
+	l.segs = append([]segment(nil), l.segs[1:]...)
+	l.mu.Unlock()
+	return nil
+}
+
+// Drop drops the oldest segment, and tells whether there was one besides the
+// open one. The file is kept as the next segment if there is none.
+func (l *Log) Drop() (bool, error) {
+	l.wmu.Lock()
+	defer l.wmu.Unlock()
+	if l.closed {
+		return false, ErrClosed
+	}
+	if len(l.segs) < 2 {
+		return false, nil
+	}
+	err := l.dropOldest(!l.spare.ready && !l.spare.renamed && l.spare.file == nil)
+	if err == nil {
+		err = l.cfg.FS.SyncDir(l.cfg.Dir)
+	}
+	return err == nil, classify(err)
+}
+
+// startSegment makes s the open segment: head and marks are durable before the
+// file gets its name, and the name before anything else is written.
+func (l *Log) startSegment(s segment) error {
+	name := join(l.cfg.Dir, s.name())
+	if !l.spare.created {
+		if err := l.takeSpare(); err != nil {
+			return err
+		}
+		if err := l.prepare(s); err != nil {
+			return err
+		}
+		if err := l.cfg.FS.Rename(join(l.cfg.Dir, spareName), name); err != nil {
+			return err
+		}
+		l.spare.ready, l.spare.created = false, true
+	}
+	if err := l.cfg.FS.SyncDir(l.cfg.Dir); err != nil {
+		return err
+	}
+	f, err := l.cfg.FS.Open(name)
+	if err != nil {
+		return err
+	}
+	l.spare.created = false
+	l.marks.moved()
+	w := &l.w
+	old := w.file
+	*w = writer{file: f, seg: s, slot: noSlot, commit: w.commit, next: s.first, keys: w.keys, pend: w.pend[:0]}
+	w.begin(0)
+	w.save()
+	l.mu.Lock()
+	l.segs = append(append([]segment(nil), l.segs...), s)
+	l.mu.Unlock()
+	l.publish()
+	l.cfg.Owner.Started(s.first)
+	if old != nil {
+		if err := old.Close(); err != nil {
+			l.log.Warn("closing a full segment", "error", err)
+		}
+	}
+	return nil
+}
+
+// prepare writes head and marks of s into the spare file and syncs it.
+func (l *Log) prepare(s segment) error {
+	h := header{
+		segment: s.seq, pages: l.geo.pages, block: s.first, keys: l.w.keys, digest: l.cfg.Owner.Digest(),
+		id: l.id, created: l.cfg.Now(), state: l.cfg.Owner.State(),
+	}
+	b, err := h.encode()
+	if err != nil {
+		return err
+	}
+	f, err := l.cfg.FS.Open(join(l.cfg.Dir, spareName))
+	if err != nil {
+		return err
+	}
+	if err = writeFull(f, b, 0); err == nil {
+		err = l.marks.move(f, l.geo, s.seq)
+	}
+	if err == nil {
+		err = f.Datasync()
+	}
+	return errors.Join(err, f.Close())
+}
