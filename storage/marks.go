@@ -11,7 +11,7 @@ import (
 
 // Limits of marks.
 const (
-	MaxMarkKey   = 32
+	MaxMarkKey   = 48
 	MaxMarkValue = 128
 )
 

@@ -392,6 +392,34 @@ func (l *Log) FindKey(k int, target uint64) (uint64, error) {
 	return v.dir[page], nil
 }
 
+// KeysBefore returns the running maxima of the keys before the first block of
+// the page that holds block i (or, if i is the length, of the tail page), and
+// that first block.
+func (l *Log) KeysBefore(i uint64) (first uint64, keys [2]uint64, err error) {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	l.read.mu.Lock()
+	defer l.read.mu.Unlock()
+	n := len(l.segs) - 1
+	if i < l.length {
+		if n, err = l.locate(i); err != nil {
+			return 0, keys, err
+		}
+	}
+	v, err := l.read.view(n)
+	if err != nil {
+		return 0, keys, err
+	}
+	for p := max(sort.Search(len(v.dir), func(p int) bool { return v.dir[p] > i })-1, 0); p >= 0; p-- {
+		if _, info, err := l.read.page(n, p); err == nil {
+			return info.block, info.keys, nil
+		} else if !errors.Is(err, ErrCorrupt) {
+			return 0, keys, err
+		}
+	}
+	return v.First, v.keys, nil
+}
+
 // Salvage reads a copy that Open set aside (see [Recovery]) and calls f for
 // each block that can still be read, until f returns false.
 func (l *Log) Salvage(name string, f func(block uint64, w Weight, data []byte) bool) error {

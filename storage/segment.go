@@ -28,7 +28,7 @@ const (
 type geometry struct{ pages, marks, foot int }
 
 func newGeometry(pages int) geometry {
-	return geometry{pages: pages, marks: max(1, pages/256), foot: max(1, pages/128)}
+	return geometry{pages: pages, marks: max(1, pages/256), foot: max(1, pages/85)}
 }
 
 func (g geometry) size() int64         { return int64(g.pages) * PageSize }
@@ -67,6 +67,10 @@ func parseSegmentName(name string) (s segment, ok bool) {
 	}
 	return s, s.name() == name
 }
+
+// OwnerPrefix begins the names of files in a log's directory that are its
+// owner's.
+const OwnerPrefix = "owner."
 
 // Other file names in a log's directory.
 const (
@@ -161,7 +165,7 @@ func list(fsys durable.FS, dir string) (l listing, err error) {
 			l.damaged = append(l.damaged, name)
 		case strings.HasSuffix(name, durable.TempSuffix):
 			l.temps = append(l.temps, name)
-		case name != lockName:
+		case name != lockName && !strings.HasPrefix(name, OwnerPrefix):
 			l.foreign = append(l.foreign, name)
 		}
 	}

@@ -177,7 +177,7 @@ func (e Encoding) Pack(p *Pack) (Block, error) {
 
 // Entry encodes an entry.
 func (e Encoding) Entry(n *Entry) (Block, error) {
-	b := Block{Stamp: n.Stamp, Entry: n.Kind}
+	b := Block{Stamp: Stamp{Boot: n.Stamp.Boot, Mono: n.Stamp.Mono}, Entry: n.Kind}
 	var err error
 	switch e {
 	case SenMLJSON:

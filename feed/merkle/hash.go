@@ -123,17 +123,19 @@ func (t *Tree) Roots() []Node { return t.roots[:t.n] }
 // Hash returns the tree hash.
 func (t *Tree) Hash() Hash { return TreeHash(t.roots[:t.n]) }
 
-// Append adds the next leaf, which must be the node of block Length(), and
-// allocates nothing. It returns the root that the leaf ended up in: the leaf
-// itself or the highest parent it completed.
-func (t *Tree) Append(leaf Node) Node {
+// Append adds the next leaf, which must be the node of block Length(). It
+// appends the leaf and each parent it completed to dst, lowest first, and
+// allocates nothing if dst has room for 54 nodes.
+func (t *Tree) Append(dst []Node, leaf Node) []Node {
 	t.length++
 	t.byteLength += leaf.Size
+	dst = append(dst, leaf)
 	for range completed(t.length) {
 		t.n--
 		leaf = Join(t.roots[t.n], leaf)
+		dst = append(dst, leaf)
 	}
 	t.roots[t.n] = leaf
 	t.n++
-	return leaf
+	return dst
 }

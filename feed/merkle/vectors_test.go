@@ -89,11 +89,7 @@ type memory struct {
 func newMemory(blocks [][]byte) *memory {
 	m := &memory{nodes: map[uint64]Node{}}
 	for i, b := range blocks {
-		leaf := Leaf(uint64(i), b)
-		m.nodes[leaf.Index] = leaf
-		top := m.tree.Append(leaf)
-		for n := leaf; n.Index != top.Index; {
-			n = Join(n, m.nodes[Sibling(n.Index)])
+		for _, n := range m.tree.Append(nil, Leaf(uint64(i), b)) {
 			m.nodes[n.Index] = n
 		}
 	}

@@ -1,0 +1,289 @@
+package feed
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"dazaar-edge/feed/block"
+	"dazaar-edge/feed/merkle"
+	"dazaar-edge/storage"
+)
+
+// maxQueue is how many bytes of blocks wait for the committer at most.
+const maxQueue = 2 << 20
+
+// ErrBusy says that too much waits to be committed already; nothing was added.
+var ErrBusy = errors.New("feed: too much is waiting for the card")
+
+// Ticket stands for blocks on their way to the card.
+type Ticket struct {
+	done  chan struct{}
+	first uint64
+	err   error
+}
+
+// Done is closed when the blocks are durable, or will not be.
+func (t *Ticket) Done() <-chan struct{} { return t.done }
+
+// Wait waits until the blocks are durable and returns nil, or why they are not.
+// An error means that none of them is in the log, unless it is a
+// [PartialError].
+func (t *Ticket) Wait(ctx context.Context) error {
+	select {
+	case <-t.done:
+		return t.err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// First returns the index of the first block, once Wait returned nil.
+func (t *Ticket) First() uint64 { return t.first }
+
+// PartialError says that only the first Durable blocks of a batch are in the
+// log.
+type PartialError struct {
+	Durable int
+	Err     error
+}
+
+func (e *PartialError) Error() string {
+	return fmt.Sprintf("%d blocks are durable, the rest is not: %v", e.Durable, e.Err)
+}
+func (e *PartialError) Unwrap() error { return e.Err }
+
+// batch is what one Submit brought.
+type batch struct {
+	blocks []block.Block
+	leaves []merkle.Node
+	ticket *Ticket
+}
+
+// queue collects batches for the committer.
+type queue struct {
+	mu      sync.Mutex
+	batches []batch   // guarded by mu, like all below
+	bytes   int       // in them
+	since   time.Time // when the oldest came
+	urgent  bool
+	closed  bool
+	dropped bool // abandon was called
+
+	wake chan struct{} // one token: something changed
+	last lastPack      // owned by the committer
+	free []batch       // owned by the committer
+}
+
+func (q *queue) init() { q.wake = make(chan struct{}, 1) }
+
+func (q *queue) poke() {
+	select {
+	case q.wake <- struct{}{}:
+	default:
+	}
+}
+
+// close ends the queue; it tells whether this call did.
+func (q *queue) close() bool {
+	q.mu.Lock()
+	was := q.closed
+	q.closed = true
+	q.mu.Unlock()
+	q.poke()
+	return !was
+}
+
+func (q *queue) abandon() {
+	q.mu.Lock()
+	q.dropped = true
+	q.mu.Unlock()
+	q.poke()
+}
+
+func (q *queue) hurry() {
+	q.mu.Lock()
+	q.urgent = true
+	q.mu.Unlock()
+	q.poke()
+}
+
+// Append adds blocks and returns the index of the first when they are durable.
+// If ctx ends first, they may become durable later.
+func (l *Log) Append(ctx context.Context, blocks ...block.Block) (uint64, error) {
+	t, err := l.submit(blocks, true)
+	if err != nil {
+		return 0, err
+	}
+	if err := t.Wait(ctx); err != nil {
+		return 0, err
+	}
+	return t.first, nil
+}
+
+// Submit adds blocks, all behind each other, and returns at once. The bytes
+// must not change until the ticket is done. It fails with [ErrBusy] while more
+// than 2 MiB wait, with [storage.ErrTooLarge] and with [storage.ErrClosed].
+func (l *Log) Submit(blocks ...block.Block) (*Ticket, error) { return l.submit(blocks, false) }
+
+func (l *Log) submit(blocks []block.Block, urgent bool) (*Ticket, error) {
+	size := 0
+	leaves := make([]merkle.Node, len(blocks))
+	for i, b := range blocks {
+		if len(b.Data) > l.st.MaxBlock() {
+			return nil, fmt.Errorf("%w: block of %d bytes, at most %d", storage.ErrTooLarge, len(b.Data), l.st.MaxBlock())
+		}
+		size += len(b.Data)
+		leaves[i] = merkle.Leaf(0, b.Data) // hashed here, outside the committer
+	}
+	q := &l.queue
+	q.mu.Lock()
+	if q.closed {
+		q.mu.Unlock()
+		return nil, storage.ErrClosed
+	}
+	if q.bytes > 0 && q.bytes+size > maxQueue {
+		q.mu.Unlock()
+		return nil, ErrBusy
+	}
+	if len(q.batches) == 0 {
+		q.since = time.Now()
+	}
+	t := &Ticket{done: make(chan struct{})}
+	q.batches = append(q.batches, batch{blocks, leaves, t})
+	q.bytes += size
+	q.urgent = q.urgent || urgent
+	q.mu.Unlock()
+	q.poke()
+	return t, nil
+}
+
+// due returns the batches to commit now, or how long to wait for more; 0 is
+// until something changes.
+func (l *Log) due() (take []batch, wait time.Duration, closed bool) {
+	q := &l.queue
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.batches) == 0 {
+		return nil, 0, q.closed
+	}
+	if left := l.cfg.CommitEvery - time.Since(q.since); left > 0 && !q.urgent && !q.closed && q.bytes < l.cfg.CommitBytes {
+		return nil, left, false
+	}
+	take = q.batches
+	q.batches, q.free = q.free[:0], nil
+	q.bytes, q.urgent = 0, false
+	return take, 0, q.closed
+}
+
+// commitLoop is the committer: it owns the tree and the writing side of the
+// storage.
+func (l *Log) commitLoop() {
+	defer close(l.done)
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		take, wait, closed := l.due()
+		switch {
+		case len(take) > 0:
+			l.commit(take)
+			clear(take)
+			l.queue.free = take
+			continue
+		case closed:
+			return
+		case wait > 0:
+			timer.Reset(wait)
+		}
+		select {
+		case <-l.queue.wake:
+		case <-timer.C:
+		}
+	}
+}
+
+// commit appends the batches, commits once and tells the writers.
+func (l *Log) commit(take []batch) {
+	l.queue.mu.Lock()
+	dropped := l.queue.dropped
+	l.queue.mu.Unlock()
+	err := error(storage.ErrClosed)
+	last := l.queue.last
+	from := l.st.Length()
+	if !dropped {
+		err = l.appendAll(take)
+	}
+	if err != nil {
+		l.queue.last = last // spans are counted from what is in the log
+	}
+	length := l.st.Length()
+	for _, b := range take {
+		b.ticket.first = from
+		from += uint64(len(b.blocks))
+		if err != nil && from > length {
+			b.ticket.err = err
+			if n := int(length) - int(b.ticket.first); n > 0 {
+				b.ticket.err = &PartialError{n, err}
+			}
+		}
+		close(b.ticket.done)
+	}
+}
+
+func (l *Log) appendAll(take []batch) error {
+	i := l.st.Length()
+	for _, b := range take {
+		for n, blk := range b.blocks {
+			rec := storage.Record{Data: blk.Data, Weight: l.queue.last.weigh(blk), Keys: keys(i, blk, l.cfg.Encoding)}
+			if _, err := l.st.Append(rec); err != nil {
+				return err
+			}
+			l.tree.add(b.leaves[n])
+			i++
+		}
+	}
+	l.writeMarks()
+	return l.st.Commit()
+}
+
+// lastPack is the stamp of the newest pack, if sensed time may be counted from
+// it.
+type lastPack struct {
+	stamp block.Stamp
+	valid bool
+}
+
+// weigh returns what a block weighs and takes it as the last. The span is the
+// sensed time since the pack before in the same boot; 0 for entries, for the
+// first pack of a boot and behind a gap.
+func (p *lastPack) weigh(b block.Block) storage.Weight {
+	switch {
+	case b.Entry == block.GapEntry || b.Entry == block.Boot:
+		p.valid = false
+		return storage.Weight{}
+	case b.Entry != "":
+		return storage.Weight{}
+	}
+	w := storage.Weight{Readings: b.Readings}
+	if p.valid && p.stamp.Boot == b.Stamp.Boot && b.Stamp.Mono > p.stamp.Mono {
+		w.Span = uint64((b.Stamp.Mono - p.stamp.Mono).Milliseconds())
+	}
+	*p = lastPack{b.Stamp, true}
+	return w
+}
+
+// lastPack finds the newest pack near the end of the log.
+func (l *Log) lastPack() (p lastPack) {
+	const look = 64
+	length := l.st.Length()
+	from := max(l.st.First(), length-min(length, look))
+	_ = l.st.Range(from, length, func(_ uint64, _ storage.Weight, data []byte) bool {
+		if b, err := l.cfg.Encoding.Inspect(data); err == nil {
+			p.weigh(b)
+		}
+		return true
+	})
+	return p
+}

@@ -1,0 +1,181 @@
+package feed
+
+import (
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"path/filepath"
+	"sync"
+
+	"dazaar-edge/feed/block"
+	"dazaar-edge/feed/merkle"
+	"dazaar-edge/storage"
+	"dazaar-edge/storage/durable"
+)
+
+// lostName is the file with the ranges of blocks that are known to be lost.
+const lostName = storage.OwnerPrefix + "lost"
+
+// maxLost bounds how many ranges are noted; a card with more is done for.
+const maxLost = 1000
+
+// CauseDamage is the cause in the gap entry for blocks that cannot be read.
+const CauseDamage = "damage"
+
+// lostRanges are the blocks for which a gap entry was made.
+type lostRanges struct {
+	fs   durable.FS
+	name string
+
+	mu     sync.Mutex
+	ranges []storage.Gap // guarded by mu
+}
+
+func (r *lostRanges) load(fsys durable.FS, dir string) error {
+	r.fs, r.name = fsys, filepath.Join(dir, lostName)
+	b, err := durable.ReadFile(fsys, r.name, 1<<20)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if json.Unmarshal(b, &r.ranges) != nil {
+		r.ranges = nil // damage is met again and noted again
+	}
+	return nil
+}
+
+func (r *lostRanges) all() []storage.Gap {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return append([]storage.Gap(nil), r.ranges...)
+}
+
+// add notes a range durably; it is false if it was known or cannot be noted.
+func (r *lostRanges) add(g storage.Gap) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, known := range r.ranges {
+		if known.First <= g.First && g.End <= known.End {
+			return false
+		}
+	}
+	if len(r.ranges) >= maxLost {
+		return false
+	}
+	ranges := append(append([]storage.Gap(nil), r.ranges...), g)
+	b, err := json.Marshal(ranges)
+	if err != nil || durable.WriteFile(r.fs, r.name, b) != nil {
+		return false
+	}
+	r.ranges = ranges
+	return true
+}
+
+// noteError makes a gap entry of damage that is met for the first time.
+func (l *Log) noteError(err error) {
+	var damage *storage.CorruptError
+	if errors.As(err, &damage) && damage.End > damage.First {
+		l.noteLost(storage.Gap{First: damage.First, End: damage.End}, damage.Error())
+	}
+}
+
+func (l *Log) noteLost(g storage.Gap, why string) {
+	if !l.lost.add(g) {
+		return
+	}
+	l.log.Error("blocks are lost", "log", l.cfg.Dir, "first", g.First, "end", g.End, "why", why)
+	b, err := l.cfg.Encoding.Entry(l.gapOf(g.First, g.End))
+	if err == nil {
+		_, err = l.Submit(b)
+	}
+	if err != nil {
+		l.log.Error("no gap entry for lost blocks", "log", l.cfg.Dir, "error", err)
+	}
+}
+
+// salvage appends the blocks behind a cut, as far as they can be read, as
+// recovered entries, and a gap entry for the rest. The copies that Open set
+// aside are removed when that is durable. It runs before the committer.
+func (l *Log) salvage(names []string) error {
+	for _, name := range names {
+		next := l.st.Length()
+		cut := next
+		var failed error
+		err := l.st.Salvage(name, func(i uint64, _ storage.Weight, data []byte) bool {
+			if i < next {
+				return true
+			}
+			if i > next {
+				failed = errors.Join(failed, l.appendNow(l.gapOf(next, i)))
+			}
+			failed = errors.Join(failed, l.appendNow(l.recovered(i, 0, data)...))
+			l.start.Recovered++
+			next = i + 1
+			return failed == nil
+		})
+		if err = errors.Join(err, failed); err != nil {
+			return err
+		}
+		l.log.Warn("blocks of a damaged tail were appended again", "log", l.cfg.Dir, "from", cut, "count", l.start.Recovered)
+		if err := l.st.Commit(); err != nil {
+			return err
+		}
+		if err := l.st.RemoveDamaged(name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l *Log) gapOf(first, end uint64) *block.Entry {
+	return &block.Entry{
+		Kind: block.GapEntry, Stamp: l.cfg.Now(), Cause: CauseDamage, Lost: &block.Range{First: first, Count: end - first},
+	}
+}
+
+// recovered returns the entries for a block that was lost, in parts.
+func (l *Log) recovered(index, fork uint64, data []byte) []*block.Entry {
+	size := min(block.MaxRecovered, l.st.MaxBlock()*2/3-512) // base64 and the entry's other fields
+	parts := max(1, (len(data)+size-1)/size)
+	out := make([]*block.Entry, parts)
+	for part := range parts {
+		out[part] = &block.Entry{
+			Kind: block.Recovered, Stamp: l.cfg.Now(), Index: index, Fork: fork, Part: part, Parts: parts,
+			Data: data[part*size : min((part+1)*size, len(data))],
+		}
+	}
+	return out
+}
+
+// appendNow appends entries without the committer.
+func (l *Log) appendNow(entries ...*block.Entry) error {
+	for _, n := range entries {
+		b, err := l.cfg.Encoding.Entry(n)
+		if err != nil {
+			return err
+		}
+		rec := storage.Record{Data: b.Data, Weight: l.queue.last.weigh(b), Keys: keys(l.tree.tree.Length(), b, l.cfg.Encoding)}
+		i, err := l.st.Append(rec)
+		if err != nil {
+			return err
+		}
+		l.tree.add(merkle.Leaf(i, b.Data))
+	}
+	return nil
+}
+
+// Recover appends a block that the log had lost and a buyer returned, with the
+// fork it was on, and returns a ticket of the entries.
+func (l *Log) Recover(index, fork uint64, data []byte) (*Ticket, error) {
+	var blocks []block.Block
+	for _, n := range l.recovered(index, fork, data) {
+		b, err := l.cfg.Encoding.Entry(n)
+		if err != nil {
+			return nil, err
+		}
+		blocks = append(blocks, b)
+	}
+	return l.Submit(blocks...)
+}

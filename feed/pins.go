@@ -1,0 +1,155 @@
+package feed
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io/fs"
+	"maps"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	"dazaar-edge/feed/merkle"
+	"dazaar-edge/storage"
+	"dazaar-edge/storage/durable"
+)
+
+// pinsName is the file with the nodes that are kept of the dropped part.
+const pinsName = storage.OwnerPrefix + "nodes"
+
+// coarseLevel is the lowest level of which all dropped nodes are kept.
+const coarseLevel = 12
+
+// maxCoarse bounds them, together with the room there is; above it the lowest
+// level is forgotten.
+const maxCoarse = 1024
+
+// ownerReserve is how many bytes of max are for our own files, which are
+// replaced by writing them anew.
+func ownerReserve(max int64) int64 { return min(max/32, 1<<20) }
+
+// pinned are the nodes that are kept of the dropped part of the tree: what
+// proves the present head to buyers whose head lies there, and coarse ones.
+type pinned struct {
+	fs    durable.FS
+	name  string
+	limit int
+
+	mu    sync.RWMutex
+	nodes map[uint64]merkle.Node // guarded by mu
+}
+
+func (p *pinned) node(x uint64) (merkle.Node, bool) {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	n, ok := p.nodes[x]
+	return n, ok
+}
+
+const pinSize = 8 + tileSize
+
+func (p *pinned) load(fsys durable.FS, dir string, limit int64) error {
+	p.fs, p.name, p.limit = fsys, filepath.Join(dir, pinsName), int(limit)/pinSize
+	p.nodes = map[uint64]merkle.Node{}
+	b, err := durable.ReadFile(fsys, p.name, 1<<20)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	nodes, err := parsePins(b)
+	if err != nil {
+		return nil //nolint:nilerr // buyers with old heads get new feeds
+	}
+	p.nodes = nodes
+	return nil
+}
+
+func parsePins(b []byte) (map[uint64]merkle.Node, error) {
+	if len(b) < 4 || (len(b)-4)%pinSize != 0 || binary.LittleEndian.Uint32(b) != crc32.Checksum(b[4:], crc32.MakeTable(crc32.Castagnoli)) {
+		return nil, fmt.Errorf("%w: kept nodes", storage.ErrCorrupt)
+	}
+	nodes := map[uint64]merkle.Node{}
+	for b = b[4:]; len(b) > 0; b = b[pinSize:] {
+		x := binary.LittleEndian.Uint64(b)
+		nodes[x] = merkle.Node{Index: x, Size: binary.LittleEndian.Uint64(b[8:]), Hash: merkle.Hash(b[16:])}
+	}
+	return nodes, nil
+}
+
+func (p *pinned) save(nodes map[uint64]merkle.Node) error {
+	b := make([]byte, 4, 4+len(nodes)*pinSize)
+	for _, x := range slices.Sorted(maps.Keys(nodes)) {
+		n := nodes[x]
+		b = binary.LittleEndian.AppendUint64(b, x)
+		b = binary.LittleEndian.AppendUint64(b, n.Size)
+		b = append(b, n.Hash[:]...)
+	}
+	binary.LittleEndian.PutUint32(b, crc32.Checksum(b[4:], crc32.MakeTable(crc32.Castagnoli)))
+	p.mu.Lock()
+	p.nodes = nodes
+	p.mu.Unlock()
+	return durable.WriteFile(p.fs, p.name, b)
+}
+
+// dropping keeps what later proofs need of the blocks before first. It is
+// called by the storage while they are still there. If it cannot be kept, some
+// buyers need a new feed; the drop goes on.
+func (l *Log) dropping(first uint64) {
+	r := nodeReader{l, l.tree.published()}
+	keep := map[uint64]merkle.Node{}
+	l.keepCoarse(r, first, keep)
+	l.eachSignedLength(first, func(length uint64) bool {
+		return l.keepPath(r, length, first, keep)
+	})
+	if err := l.pins.save(keep); err != nil {
+		l.log.Warn("nodes of dropped blocks are not kept: buyers with old heads get new feeds", "log", l.cfg.Dir, "error", err)
+	}
+}
+
+// keepCoarse keeps the nodes of the upper levels before first.
+func (l *Log) keepCoarse(r nodeReader, first uint64, keep map[uint64]merkle.Node) {
+	level := uint(coarseLevel)
+	for first>>level > uint64(min(maxCoarse, l.pins.limit/2)/2) {
+		level++
+	}
+	for ; first>>level > 0; level++ {
+		for number := range first >> level {
+			x := merkle.Ancestor(number<<level, level)
+			if n, err := r.Node(x); err == nil {
+				keep[x] = n
+			}
+		}
+	}
+}
+
+// keepPath keeps what proves later heads to one whose head of length blocks lies
+// before first: the right siblings above its last block. It tells whether there
+// is room for more.
+func (l *Log) keepPath(r nodeReader, length, first uint64, keep map[uint64]merkle.Node) bool {
+	var path []merkle.Node
+	for x := 2 * (length - 1); ; x = merkle.Parent(x) {
+		s := merkle.Sibling(x)
+		if s < x {
+			continue
+		}
+		if _, end := merkle.Span(s); end > first {
+			break
+		}
+		n, err := r.Node(s)
+		if err != nil {
+			return true // it was lost before
+		}
+		path = append(path, n)
+	}
+	if len(keep)+len(path) > l.pins.limit {
+		return false
+	}
+	for _, n := range path {
+		keep[n.Index] = n
+	}
+	return true
+}
