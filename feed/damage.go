@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"dazaar-edge/feed/block"
@@ -99,7 +100,7 @@ func (l *Log) noteLost(g storage.Gap, why string) {
 // recovered entries, and a gap entry for the rest. The copies that Open set
 // aside are removed when that is durable. It runs before the committer.
 func (l *Log) salvage(names []string) error {
-	for _, name := range names {
+	for _, name := range slices.Clone(names) {
 		next := l.st.Length()
 		cut := next
 		var failed error

@@ -3,6 +3,7 @@ package storage
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"dazaar-edge/storage/durable"
 )
@@ -277,6 +278,8 @@ func (l *Log) setAside(s segment, f durable.File) error {
 			return err
 		}
 	}
-	l.recovery.Damaged = append(l.recovery.Damaged, name)
+	if !slices.Contains(l.recovery.Damaged, name) {
+		l.recovery.Damaged = append(l.recovery.Damaged, name)
+	}
 	return l.cfg.FS.SyncDir(l.cfg.Dir)
 }
