@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -55,8 +56,33 @@ func (e *PartialError) Error() string {
 }
 func (e *PartialError) Unwrap() error { return e.Err }
 
+// Writer submits batches that keep their order: when one fails, all that were
+// submitted through the same Writer behind it fail too, until Reset. A Writer
+// may be used by one goroutine.
+type Writer struct {
+	l      *Log
+	failed error // guarded by Log.queue.mu
+}
+
+// Writer returns a new Writer.
+func (l *Log) Writer() *Writer { return &Writer{l: l} }
+
+// Submit is [Log.Submit] in order. It fails with the error of the batch that
+// failed before.
+func (w *Writer) Submit(blocks ...block.Block) (*Ticket, error) {
+	return w.l.submit(blocks, false, w)
+}
+
+// Reset makes Submit work again; the caller has taken note of what failed.
+func (w *Writer) Reset() {
+	w.l.queue.mu.Lock()
+	w.failed = nil
+	w.l.queue.mu.Unlock()
+}
+
 // batch is what one Submit brought.
 type batch struct {
+	writer *Writer // nil for those without an order
 	blocks []block.Block
 	leaves []merkle.Node
 	ticket *Ticket
@@ -113,7 +139,7 @@ func (q *queue) hurry() {
 // Append adds blocks and returns the index of the first when they are durable.
 // If ctx ends first, they may become durable later.
 func (l *Log) Append(ctx context.Context, blocks ...block.Block) (uint64, error) {
-	t, err := l.submit(blocks, true)
+	t, err := l.submit(blocks, true, nil)
 	if err != nil {
 		return 0, err
 	}
@@ -126,9 +152,11 @@ func (l *Log) Append(ctx context.Context, blocks ...block.Block) (uint64, error)
 // Submit adds blocks, all behind each other, and returns at once. The bytes
 // must not change until the ticket is done. It fails with [ErrBusy] while more
 // than 2 MiB wait, with [storage.ErrTooLarge] and with [storage.ErrClosed].
-func (l *Log) Submit(blocks ...block.Block) (*Ticket, error) { return l.submit(blocks, false) }
+func (l *Log) Submit(blocks ...block.Block) (*Ticket, error) {
+	return l.submit(blocks, false, nil)
+}
 
-func (l *Log) submit(blocks []block.Block, urgent bool) (*Ticket, error) {
+func (l *Log) submit(blocks []block.Block, urgent bool, w *Writer) (*Ticket, error) {
 	size := 0
 	leaves := make([]merkle.Node, len(blocks))
 	for i, b := range blocks {
@@ -144,6 +172,10 @@ func (l *Log) submit(blocks []block.Block, urgent bool) (*Ticket, error) {
 		q.mu.Unlock()
 		return nil, storage.ErrClosed
 	}
+	if w != nil && w.failed != nil {
+		q.mu.Unlock()
+		return nil, w.failed
+	}
 	if q.bytes > 0 && q.bytes+size > maxQueue {
 		q.mu.Unlock()
 		return nil, ErrBusy
@@ -152,7 +184,7 @@ func (l *Log) submit(blocks []block.Block, urgent bool) (*Ticket, error) {
 		q.since = time.Now()
 	}
 	t := &Ticket{done: make(chan struct{})}
-	q.batches = append(q.batches, batch{blocks, leaves, t})
+	q.batches = append(q.batches, batch{w, blocks, leaves, t})
 	q.bytes += size
 	q.urgent = q.urgent || urgent
 	q.mu.Unlock()
@@ -209,6 +241,7 @@ func (l *Log) commit(take []batch) {
 	l.queue.mu.Lock()
 	dropped := l.queue.dropped
 	l.queue.mu.Unlock()
+	take = l.queue.refuse(take)
 	err := error(storage.ErrClosed)
 	last := l.queue.last
 	from := l.st.Length()
@@ -227,8 +260,32 @@ func (l *Log) commit(take []batch) {
 			if n := int(length) - int(b.ticket.first); n > 0 {
 				b.ticket.err = &PartialError{n, err}
 			}
+			l.queue.fail(b.writer, b.ticket.err)
 		}
 		close(b.ticket.done)
+	}
+}
+
+// refuse ends the batches of writers that failed before and returns the others.
+func (q *queue) refuse(take []batch) []batch {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return slices.DeleteFunc(take, func(b batch) bool {
+		if b.writer == nil || b.writer.failed == nil {
+			return false
+		}
+		b.ticket.err = b.writer.failed
+		close(b.ticket.done)
+		return true
+	})
+}
+
+// fail makes a writer refuse what comes behind a failed batch.
+func (q *queue) fail(w *Writer, err error) {
+	if w != nil {
+		q.mu.Lock()
+		w.failed = err
+		q.mu.Unlock()
 	}
 }
 

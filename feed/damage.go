@@ -1,8 +1,12 @@
 package feed
 
 import (
+	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"hash/crc32"
 	"io/fs"
 	"path/filepath"
 	"slices"
@@ -41,10 +45,30 @@ func (r *lostRanges) load(fsys durable.FS, dir string) error {
 	if err != nil {
 		return err
 	}
-	if json.Unmarshal(b, &r.ranges) != nil {
+	if r.ranges, err = parseLost(b); err != nil {
 		r.ranges = nil // damage is met again and noted again
 	}
 	return nil
+}
+
+// parseLost decodes the file: CRC32C, JSON.
+func parseLost(b []byte) (ranges []storage.Gap, err error) {
+	if b, err = unsum(b); err == nil {
+		err = json.Unmarshal(b, &ranges)
+	}
+	return ranges, err
+}
+
+// sum puts a CRC32C before b, unsum checks it.
+func sum(b []byte) []byte {
+	return append(binary.LittleEndian.AppendUint32(nil, crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli))), b...)
+}
+
+func unsum(b []byte) ([]byte, error) {
+	if len(b) < 4 || binary.LittleEndian.Uint32(b) != crc32.Checksum(b[4:], crc32.MakeTable(crc32.Castagnoli)) {
+		return nil, fmt.Errorf("%w: checksum", storage.ErrCorrupt)
+	}
+	return b[4:], nil
 }
 
 func (r *lostRanges) all() []storage.Gap {
@@ -53,21 +77,27 @@ func (r *lostRanges) all() []storage.Gap {
 	return append([]storage.Gap(nil), r.ranges...)
 }
 
+func (r *lostRanges) has(g storage.Gap) bool {
+	return slices.ContainsFunc(r.ranges, func(known storage.Gap) bool { return known.First <= g.First && g.End <= known.End })
+}
+
+// covers tells whether a range is known to be lost.
+func (r *lostRanges) covers(g storage.Gap) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.has(g)
+}
+
 // add notes a range durably; it is false if it was known or cannot be noted.
 func (r *lostRanges) add(g storage.Gap) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, known := range r.ranges {
-		if known.First <= g.First && g.End <= known.End {
-			return false
-		}
-	}
-	if len(r.ranges) >= maxLost {
+	if r.has(g) || len(r.ranges) >= maxLost {
 		return false
 	}
 	ranges := append(append([]storage.Gap(nil), r.ranges...), g)
 	b, err := json.Marshal(ranges)
-	if err != nil || durable.WriteFile(r.fs, r.name, b) != nil {
+	if err != nil || durable.WriteFile(r.fs, r.name, sum(b)) != nil {
 		return false
 	}
 	r.ranges = ranges
@@ -179,4 +209,31 @@ func (l *Log) Recover(index, fork uint64, data []byte) (*Ticket, error) {
 		blocks = append(blocks, b)
 	}
 	return l.Submit(blocks...)
+}
+
+// Mend does what can be done about damage while the log is open: it rewrites
+// heads and feet of segments from what is whole, reads every block, and makes
+// gap entries for those that are lost. It says what it did.
+func (l *Log) Mend(ctx context.Context) (done []string, err error) {
+	if done, err = l.st.Mend(func() storage.Owner {
+		return &forest{encoding: l.cfg.Encoding, sign: l.tree.sign, drop: func(uint64) {}}
+	}); err != nil {
+		return done, err
+	}
+	before := len(l.lost.all())
+	for at, end := l.st.First(), l.st.Length(); at < end; {
+		err := l.Range(at, end, func(uint64, storage.Weight, []byte) bool { return true })
+		var damage *storage.CorruptError
+		if errors.As(err, &damage) {
+			at = max(damage.End, at+1)
+			continue
+		} else if err != nil {
+			return done, err
+		}
+		break
+	}
+	for _, g := range l.lost.all()[before:] {
+		done = append(done, fmt.Sprintf("blocks %d to %d are lost: marked by a gap entry", g.First, g.End-1))
+	}
+	return done, l.Flush(ctx)
 }

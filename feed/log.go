@@ -168,6 +168,9 @@ func (l *Log) begin(reserve int64) error {
 		return err
 	}
 	l.loadMarks()
+	if err := l.st.Trim(); err != nil {
+		return err
+	}
 	if err := l.beginEpoch(found); err != nil {
 		return err
 	}

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io/fs"
 	"maps"
 	"path/filepath"
@@ -69,11 +68,12 @@ func (p *pinned) load(fsys durable.FS, dir string, limit int64) error {
 }
 
 func parsePins(b []byte) (map[uint64]merkle.Node, error) {
-	if len(b) < 4 || (len(b)-4)%pinSize != 0 || binary.LittleEndian.Uint32(b) != crc32.Checksum(b[4:], crc32.MakeTable(crc32.Castagnoli)) {
+	b, err := unsum(b)
+	if err != nil || len(b)%pinSize != 0 {
 		return nil, fmt.Errorf("%w: kept nodes", storage.ErrCorrupt)
 	}
 	nodes := map[uint64]merkle.Node{}
-	for b = b[4:]; len(b) > 0; b = b[pinSize:] {
+	for ; len(b) > 0; b = b[pinSize:] {
 		x := binary.LittleEndian.Uint64(b)
 		nodes[x] = merkle.Node{Index: x, Size: binary.LittleEndian.Uint64(b[8:]), Hash: merkle.Hash(b[16:])}
 	}
@@ -81,18 +81,17 @@ func parsePins(b []byte) (map[uint64]merkle.Node, error) {
 }
 
 func (p *pinned) save(nodes map[uint64]merkle.Node) error {
-	b := make([]byte, 4, 4+len(nodes)*pinSize)
+	b := make([]byte, 0, len(nodes)*pinSize)
 	for _, x := range slices.Sorted(maps.Keys(nodes)) {
 		n := nodes[x]
 		b = binary.LittleEndian.AppendUint64(b, x)
 		b = binary.LittleEndian.AppendUint64(b, n.Size)
 		b = append(b, n.Hash[:]...)
 	}
-	binary.LittleEndian.PutUint32(b, crc32.Checksum(b[4:], crc32.MakeTable(crc32.Castagnoli)))
 	p.mu.Lock()
 	p.nodes = nodes
 	p.mu.Unlock()
-	return durable.WriteFile(p.fs, p.name, b)
+	return durable.WriteFile(p.fs, p.name, sum(b))
 }
 
 // dropping keeps what later proofs need of the blocks before first. It is

@@ -389,7 +389,7 @@ func (l *Log) rollback(err error) error {
 func (l *Log) nextSegment() error {
 	w := &l.w
 	if !w.footed {
-		if err := l.writeFooter(footerClosed); err != nil {
+		if err := w.writeFooter(l.geo, l.cfg.Owner, footerClosed, l.cfg.Now()); err != nil {
 			return err
 		}
 		w.footed = true
@@ -397,21 +397,20 @@ func (l *Log) nextSegment() error {
 	return l.startSegment(segment{seq: w.seg.seq + 1, first: w.next})
 }
 
-func (l *Log) writeFooter(kind byte) error {
-	w := &l.w
+// writeFooter writes the foot of the open segment and syncs it.
+func (w *writer) writeFooter(g geometry, o Owner, kind byte, now uint64) error {
 	dir := appendDir(nil, w.seg.first, w.dir)
-	state := l.cfg.Owner.State()
-	room := l.geo.footerSize() - footerHead - len(dir) - len(state)
+	state := o.State()
+	room := g.footerSize() - footerHead - len(dir) - len(state)
 	ft := footer{
-		kind: kind, segment: w.seg.seq, commit: w.commit, end: w.next, keys: w.keys, digest: l.cfg.Owner.Digest(),
-		written: l.cfg.Now(), pages: w.open.number + 1, dir: dir, state: state,
-		summary: l.cfg.Owner.Summary(room, kind == footerClosed),
+		kind: kind, segment: w.seg.seq, commit: w.commit, end: w.next, keys: w.keys, digest: o.Digest(),
+		written: now, pages: w.open.number + 1, dir: dir, state: state, summary: o.Summary(room, kind == footerClosed),
 	}
-	b, err := ft.encode(l.geo.footerSize())
+	b, err := ft.encode(g.footerSize())
 	if err != nil {
 		return err
 	}
-	if err := writeFull(w.file, b, int64(l.geo.footerPage())*PageSize); err != nil {
+	if err := writeFull(w.file, b, int64(g.footerPage())*PageSize); err != nil {
 		return err
 	}
 	return w.file.Datasync()
@@ -427,7 +426,7 @@ func (l *Log) Close() error {
 	}
 	err := l.commit(false)
 	if err == nil && !l.w.sealed && !l.spare.created {
-		err = l.writeFooter(footerCheckpoint)
+		err = l.w.writeFooter(l.geo, l.cfg.Owner, footerCheckpoint, l.cfg.Now())
 	}
 	l.closed = true
 	return errors.Join(err, l.closeFiles())

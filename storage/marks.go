@@ -151,10 +151,11 @@ func (m *markStore) load(f durable.File, g geometry, segment uint64) (bad int, e
 		return 0, err
 	}
 	for i := range m.pages {
-		found := false
+		found, torn := false, false
 		for alt := range 2 {
-			at := (2*i + alt) * PageSize
-			entries, used, version, err := parseMarks(b[at:at+PageSize], i, segment)
+			page := b[(2*i+alt)*PageSize:][:PageSize]
+			entries, used, version, err := parseMarks(page, i, segment)
+			torn = torn || brokenMarks(page)
 			if err != nil || found && version < m.pages[i].version {
 				continue
 			}
@@ -171,10 +172,17 @@ func (m *markStore) load(f durable.File, g geometry, segment uint64) (bad int, e
 		}
 		if !found {
 			bad++
-			m.pages[i].dirty = true
 		}
+		// The next commit replaces what is broken.
+		m.pages[i].dirty = torn || !found
 	}
 	return bad, nil
+}
+
+// brokenMarks tells whether a page is neither empty nor marks of any segment.
+func brokenMarks(page []byte) bool {
+	_, _, err := unseal(page, kindMarks)
+	return err != nil && !bytes.Equal(page, make([]byte, len(page)))
 }
 
 // write writes the pages that changed, without a sync.

@@ -107,15 +107,33 @@ func (l *Log) recoverFile(f durable.File, s segment) error {
 		l.log.Error("marks are unreadable: meters go on from what the database holds", "pages", bad)
 	}
 	ft, err := readFooter(f, l.geo, s.seq)
-	if err != nil && !errors.Is(err, ErrCorrupt) {
+	if errors.Is(err, ErrCorrupt) {
+		err = l.clearFooter(f)
+	}
+	if err != nil {
 		return err
 	}
-	if err == nil && ft.kind == footerCheckpoint {
+	if ft.segment == s.seq && ft.kind == footerCheckpoint {
 		if done, err := l.recoverClean(f, s, h, ft); done || err != nil {
 			return err
 		}
 	}
 	return l.recoverScan(f, s, h, ft.commit)
+}
+
+// clearFooter removes what a power cut left of a footer, so that it cannot be
+// taken for a damaged one later.
+func (l *Log) clearFooter(f durable.File) error {
+	b, err := readPages(f, l.geo.footerPage(), l.geo.foot)
+	if err == nil {
+		if _, err := parseFooter(b); err == nil {
+			return nil // of the segment that the file held before
+		}
+	}
+	if err := writeFull(f, make([]byte, len(b)), int64(l.geo.footerPage())*PageSize); err != nil {
+		return err
+	}
+	return f.Datasync()
 }
 
 // recoverClean opens a log that was closed in order without reading its blocks.

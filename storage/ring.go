@@ -171,6 +171,33 @@ func (l *Log) Drop() (bool, error) {
 	return err == nil, classify(err)
 }
 
+// Trim drops the oldest segments until the files fit MaxSize, which may have
+// become smaller since the log was made. Call it after Open.
+func (l *Log) Trim() error {
+	l.wmu.Lock()
+	defer l.wmu.Unlock()
+	if l.closed {
+		return ErrClosed
+	}
+	trimmed := false
+	if s := &l.spare; len(l.segs) >= l.maxFiles && (s.ready || s.renamed) && len(l.segs) > 1 {
+		if err := l.cfg.FS.Remove(join(l.cfg.Dir, spareName)); err != nil {
+			return classify(err)
+		}
+		s.ready, s.renamed, trimmed = false, false, true
+	}
+	for len(l.segs) > l.maxFiles {
+		if err := l.dropOldest(false); err != nil {
+			return classify(err)
+		}
+		trimmed = true
+	}
+	if !trimmed {
+		return nil
+	}
+	return classify(l.cfg.FS.SyncDir(l.cfg.Dir))
+}
+
 // startSegment makes s the open segment: head and marks are durable before the
 // file gets its name, and the name before anything else is written.
 func (l *Log) startSegment(s segment) error {

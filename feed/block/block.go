@@ -60,6 +60,21 @@ func ParseEncoding(name string) (Encoding, error) {
 	return 0, fmt.Errorf("unknown encoding %q: one of %s", name, strings.Join(encodingNames[:], ", "))
 }
 
+// Guess returns the encoding that a block seems to be of, from its first byte.
+func Guess(data []byte) (e Encoding, ok bool) {
+	if len(data) == 0 {
+		return 0, false
+	}
+	switch c := data[0]; {
+	case c == '[' || c == '{':
+		return SenMLJSON, true
+	case c>>5 == cborArray || c>>5 == cborMap:
+		return SenMLCBOR, true
+	default:
+		return Raw, c == rawReading || c == rawEntry
+	}
+}
+
 // Stamp is when something happened, as far as the board knew.
 type Stamp struct {
 	Boot uint32        // counts the board's starts

@@ -1,0 +1,154 @@
+// Command edge samples the sensors of a board into a log that survives power
+// cuts.
+//
+// Words go to standard error, data to standard output. Exit codes: 0 ok,
+// 1 failed, 2 usage, 3 configuration, 6 does not verify.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"dazaar-edge/configs"
+)
+
+// Exit codes.
+const (
+	exitOK       = 0
+	exitFailed   = 1
+	exitUsage    = 2
+	exitConfig   = 3
+	exitUnproven = 6
+)
+
+// program is what a command works with.
+type program struct {
+	stdout, stderr io.Writer
+}
+
+// errUsage says that the command line is wrong and that this was said.
+var errUsage = errors.New("usage")
+
+// errUnproven says that something does not verify and that this was said.
+var errUnproven = errors.New("does not verify")
+
+type command struct {
+	name, args, short string
+	run               func(p *program, ctx context.Context, args []string) error
+}
+
+func commands() []command {
+	return []command{
+		{"run", "[-c edge.yaml]", "sample sensors into the log until stopped", runCommand},
+		{"verify", "DIR [--json]", "read every byte of the logs in DIR and check it", verifyCommand},
+		{"repair", "DIR [--moved | --new-identity]", "cut or mark what is damaged, and say what", repairCommand},
+		{"version", "", "print the version", versionCommand},
+	}
+}
+
+func usage(w io.Writer) {
+	fmt.Fprintln(w, "usage: edge COMMAND [arguments]")
+	fmt.Fprintln(w)
+	for _, c := range commands() {
+		fmt.Fprintf(w, "  edge %-8s %-31s %s\n", c.name, c.args, c.short)
+	}
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	os.Exit(run(ctx, &program{os.Stdout, os.Stderr}, os.Args[1:]))
+}
+
+// run runs a command line and returns the exit code.
+func run(ctx context.Context, p *program, args []string) int {
+	if len(args) == 0 || args[0] == "help" || args[0] == "-h" || args[0] == "--help" {
+		usage(p.stderr)
+		if len(args) == 0 {
+			return exitUsage
+		}
+		return exitOK
+	}
+	for _, c := range commands() {
+		if c.name == args[0] {
+			return p.report(c.run(p, ctx, args[1:]))
+		}
+	}
+	fmt.Fprintf(p.stderr, "edge: unknown command %q\n", args[0])
+	usage(p.stderr)
+	return exitUsage
+}
+
+// report says what went wrong and returns the exit code for it.
+func (p *program) report(err error) int {
+	var config *configs.Error
+	switch {
+	case err == nil, errors.Is(err, flag.ErrHelp):
+		return exitOK
+	case errors.Is(err, errUsage):
+		return exitUsage
+	case errors.Is(err, errUnproven):
+		return exitUnproven
+	}
+	fmt.Fprintln(p.stderr, "edge:", err)
+	if errors.As(err, &config) {
+		return exitConfig
+	}
+	return exitFailed
+}
+
+// flags returns a flag set that writes to standard error.
+func (p *program) flags(name, args string) *flag.FlagSet {
+	f := flag.NewFlagSet(name, flag.ContinueOnError)
+	f.SetOutput(p.stderr)
+	f.Usage = func() {
+		fmt.Fprintf(p.stderr, "usage: edge %s %s\n", name, args)
+		f.PrintDefaults()
+	}
+	return f
+}
+
+// parse reads flags before and behind the other arguments, of which there must
+// be n.
+func (p *program) parse(f *flag.FlagSet, args []string, n int) ([]string, error) {
+	var rest []string
+	for {
+		if err := f.Parse(args); errors.Is(err, flag.ErrHelp) {
+			return nil, err
+		} else if err != nil {
+			return nil, errUsage
+		}
+		if f.NArg() == 0 {
+			break
+		}
+		rest = append(rest, f.Arg(0))
+		args = f.Args()[1:]
+	}
+	if len(rest) != n {
+		f.Usage()
+		return nil, errUsage
+	}
+	return rest, nil
+}
+
+// version is set by the linker.
+var version = "dev"
+
+func versionCommand(p *program, _ context.Context, args []string) error {
+	if _, err := p.parse(p.flags("version", ""), args, 0); err != nil {
+		return err
+	}
+	goVersion := "unknown Go"
+	if info, ok := debug.ReadBuildInfo(); ok {
+		goVersion = info.GoVersion
+	}
+	fmt.Fprintf(p.stdout, "edge %s (%s)\n", version, goVersion)
+	return nil
+}

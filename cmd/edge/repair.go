@@ -1,0 +1,146 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"time"
+
+	"dazaar-edge/feed"
+	"dazaar-edge/feed/block"
+	"dazaar-edge/sensors"
+	"dazaar-edge/storage"
+	"dazaar-edge/storage/durable"
+	"dazaar-edge/storage/vault"
+)
+
+func repairCommand(p *program, ctx context.Context, args []string) error {
+	f := p.flags("repair", "DIR [--moved | --new-identity]")
+	moved := f.Bool("moved", false, "this device goes on with the keys, and no other does")
+	fresh := f.Bool("new-identity", false, "make new keys; the old ones are kept in a file and not used")
+	rest, err := p.parse(f, args, 1)
+	if err != nil {
+		return err
+	}
+	if *moved && *fresh {
+		fmt.Fprintln(p.stderr, "edge repair: --moved and --new-identity exclude each other")
+		return errUsage
+	}
+	dir := rest[0]
+	if *fresh {
+		if err := p.retireVault(dir); err != nil {
+			return err
+		}
+	}
+	return p.repair(ctx, dir, *moved, *fresh)
+}
+
+// retireVault puts the old keys aside.
+func (p *program) retireVault(dir string) error {
+	lock, err := durable.OS().Lock(filepath.Join(dir, lockName))
+	if err != nil {
+		return err
+	}
+	old, err := vault.Retire(durable.OS(), dir, time.Now())
+	if err = errors.Join(err, lock.Close()); err != nil {
+		return err
+	}
+	fmt.Fprintf(p.stdout, "the old keys were put aside in %s\n", old)
+	return nil
+}
+
+// anySize lets repair open files of any size: it must not drop what a smaller
+// max_size would.
+const anySize = 1 << 50
+
+func (p *program) repair(ctx context.Context, dir string, moved, fresh bool) (err error) {
+	dirs, err := logDirs(dir)
+	if err != nil {
+		return err
+	}
+	s, err := openState(dir, anySize, fresh)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.close()) }()
+	if fresh {
+		fmt.Fprintln(p.stdout, "new keys were made: buyers must buy again, under new seller keys")
+	}
+	if moved {
+		if err := s.vault.Bind(vault.Here("/", dir)); err != nil {
+			return err
+		}
+		fmt.Fprintln(p.stdout, "the keys belong to this board and card now; never start the old one again")
+	}
+	boot, err := s.boot()
+	if err != nil {
+		return err
+	}
+	clock := sensors.SystemClock(boot)
+	for _, d := range dirs {
+		if err := p.repairLog(ctx, s, d, clock, moved || fresh); err != nil {
+			return fmt.Errorf("%s: %w", d, err)
+		}
+	}
+	return nil
+}
+
+// repairLog opens a log, which cuts what is not whole, and marks the rest.
+func (p *program) repairLog(ctx context.Context, s *state, dir string, clock sensors.Clock, unsettle bool) (err error) {
+	name := filepath.Base(dir)
+	keys, err := s.keys(name)
+	if err != nil {
+		return err
+	}
+	encoding, err := encodingOf(dir)
+	if err != nil {
+		return err
+	}
+	sales := feed.NewSales(s.db, name)
+	if unsettle {
+		// A copy may have signed what this log does not have.
+		epoch, id, err := sales.Epoch()
+		if err == nil {
+			err = sales.SetEpoch(epoch+1, id)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	l, err := feed.Open(feed.Config{
+		FS: durable.OS(), Dir: dir, MaxSize: anySize, Name: name, Encoding: encoding, Keys: keys, Sales: sales,
+		Now: feedStamp(clock), Log: slog.New(slog.NewTextHandler(p.stderr, nil)),
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, l.Close()) }()
+	r := l.Recovery()
+	h := l.Head()
+	say := func(format string, args ...any) { fmt.Fprintf(p.stdout, name+": "+format+"\n", args...) }
+	if r.Recovered > 0 {
+		say("the log was cut behind damage; %d blocks behind it were appended again as recovered entries", r.Recovered)
+	}
+	done, err := l.Mend(ctx)
+	for _, what := range done {
+		say("%s", what)
+	}
+	if err != nil {
+		return err
+	}
+	if r.Recovered == 0 && len(done) == 0 {
+		say("nothing to repair: blocks %d to %d are whole", h.First, h.Length)
+	}
+	return nil
+}
+
+// encodingOf returns the encoding of a log from its newest readable block.
+func encodingOf(dir string) (enc block.Encoding, err error) {
+	_, err = feed.Verify(feed.VerifyConfig{FS: durable.OS(), Dir: dir, Seen: func(e block.Encoding) { enc = e }})
+	if errors.Is(err, storage.ErrCorrupt) {
+		err = nil
+	}
+	return enc, err
+}

@@ -1,0 +1,190 @@
+package main
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"dazaar-edge/configs"
+	"dazaar-edge/feed"
+	"dazaar-edge/feed/block"
+	"dazaar-edge/market/device"
+	"dazaar-edge/sensors"
+	"dazaar-edge/sensors/bme280"
+	"dazaar-edge/sensors/host"
+	"dazaar-edge/sensors/sim"
+	"dazaar-edge/storage/durable"
+
+	"periph.io/x/conn/v3/i2c"
+)
+
+// ready is what run prints, as one line, when it samples.
+type ready struct {
+	Ready  bool        `json:"ready"`
+	Device string      `json:"device"`
+	Boot   uint32      `json:"boot"`
+	Clock  bool        `json:"clock"` // the wall time is known
+	Moved  []string    `json:"moved,omitempty"`
+	Feeds  []readyFeed `json:"feeds"`
+}
+
+type readyFeed struct {
+	Name      string `json:"name"`
+	SellerKey string `json:"sellerKey,omitempty"`
+	Dir       string `json:"dir"`
+	First     uint64 `json:"first"`
+	Length    uint64 `json:"length"`
+}
+
+// offer is one feed of the configuration while it runs.
+type offer struct {
+	name   string
+	seller string
+	log    *feed.Log
+	dev    *device.Device
+}
+
+func runCommand(p *program, ctx context.Context, args []string) error {
+	f := p.flags("run", "[-c edge.yaml]")
+	file := f.String("c", "/etc/edge/edge.yaml", "configuration file")
+	if _, err := p.parse(f, args, 0); err != nil {
+		return err
+	}
+	cfg, err := configs.Load(*file)
+	if err != nil {
+		return err
+	}
+	if cfg.Limits.Memory > 0 {
+		debug.SetMemoryLimit(cfg.Limits.Memory * 3 / 4) // the rest is for what Go does not count
+	}
+	logger := slog.New(slog.NewTextHandler(p.stderr, nil))
+	return p.sample(ctx, cfg, logger)
+}
+
+// sample runs all feeds until ctx ends.
+func (p *program) sample(ctx context.Context, cfg *configs.Config, logger *slog.Logger) (err error) {
+	s, err := openState(cfg.Storage.Path, configs.DBReserve(cfg.Storage.MaxSize), true)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.close()) }()
+	if s.made {
+		logger.Info("new keys were made; back up the vault", "file", filepath.Join(s.dir, "vault.json"))
+	}
+	moved := s.vault.Moved()
+	if len(moved) > 0 {
+		logger.Error("this is not the board or card the keys were made on: nothing is signed; edge repair --moved or --new-identity", "differs", moved)
+	}
+	boot, err := s.boot()
+	if err != nil {
+		return err
+	}
+	clock := sensors.SystemClock(boot)
+	var offers []*offer
+	defer func() {
+		for _, o := range offers {
+			err = errors.Join(err, o.log.Close())
+		}
+	}()
+	for _, fc := range cfg.Feeds {
+		o, err := openOffer(cfg, fc, s, clock, logger.With("feed", fc.Name))
+		if err != nil {
+			return fmt.Errorf("feed %s: %w", fc.Name, err)
+		}
+		offers = append(offers, o)
+	}
+	if err := p.announce(cfg, clock, moved, offers); err != nil {
+		return err
+	}
+	return sampleAll(ctx, offers)
+}
+
+func openOffer(cfg *configs.Config, fc configs.Feed, s *state, clock sensors.Clock, logger *slog.Logger) (*offer, error) {
+	encoding, err := block.ParseEncoding(fc.Encoding)
+	if err != nil {
+		return nil, err
+	}
+	keys, err := s.keys(fc.Name)
+	if err != nil {
+		return nil, err
+	}
+	o := &offer{name: fc.Name, seller: hex.EncodeToString(keys.SellerKey())}
+	o.log, err = feed.Open(feed.Config{
+		FS: durable.OS(), Dir: filepath.Join(s.dir, logsName, fc.Name), MaxSize: fc.MaxSize, MaxAge: cfg.Storage.MaxAge, Name: fc.Name,
+		Encoding: encoding, Keys: keys, Sales: feed.NewSales(s.db, fc.Name), Now: feedStamp(clock),
+		CommitEvery: cfg.Storage.CommitEvery, CommitBytes: cfg.Storage.CommitBytes, Log: logger,
+	})
+	if err != nil {
+		return nil, err
+	}
+	dc := device.Config{Feed: o.log, Encoding: encoding, Clock: clock, Pack: fc.Pack, Log: logger}
+	for _, sc := range fc.Sensors {
+		dc.Sensors = append(dc.Sensors, device.Sensor{Name: sc.Name, Every: sc.Every, Source: source(sc, s.dir)})
+	}
+	if o.dev, err = device.New(dc); err != nil {
+		return nil, errors.Join(err, o.log.Close())
+	}
+	return o, nil
+}
+
+// source returns the sensor of a configuration, which was checked.
+func source(sc configs.Sensor, disk string) sensors.Source {
+	switch sc.Driver {
+	case "bme280":
+		return bme280.New(func() (i2c.BusCloser, error) { return bme280.OpenBus(sc.Bus) }, sc.Address)
+	case "host":
+		return host.New("/", disk)
+	default:
+		return sim.New(sc.Seed)
+	}
+}
+
+func (p *program) announce(cfg *configs.Config, clock sensors.Clock, moved []string, offers []*offer) error {
+	now := clock.Now()
+	out := ready{Ready: true, Device: cfg.Device.Name, Boot: now.Boot, Clock: !now.Wall.IsZero(), Moved: moved}
+	for i, o := range offers {
+		h := o.log.Head()
+		out.Feeds = append(out.Feeds, readyFeed{o.name, o.seller, filepath.Join(cfg.Storage.Path, logsName, cfg.Feeds[i].Name), h.First, h.Length})
+	}
+	return json.NewEncoder(p.stdout).Encode(out)
+}
+
+// retainEvery is how often old segments are looked for.
+const retainEvery = time.Minute
+
+// sampleAll runs the devices and drops what is too old.
+func sampleAll(ctx context.Context, offers []*offer) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	errs := make([]error, len(offers))
+	var wg sync.WaitGroup
+	for i, o := range offers {
+		wg.Go(func() {
+			defer cancel() // one that cannot go on ends the program, to be started again
+			errs[i] = o.dev.Run(ctx)
+		})
+	}
+	tick := time.NewTicker(retainEvery)
+	defer tick.Stop()
+	for done := false; !done; {
+		select {
+		case <-ctx.Done():
+			done = true
+		case <-tick.C:
+			for i, o := range offers {
+				if err := o.log.Retain(); err != nil {
+					errs[i] = errors.Join(errs[i], err)
+				}
+			}
+		}
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}

@@ -1,0 +1,187 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"dazaar-edge/feed"
+	"dazaar-edge/feed/block"
+	"dazaar-edge/sensors"
+	"dazaar-edge/storage"
+	"dazaar-edge/storage/durable"
+	"dazaar-edge/storage/vault"
+)
+
+// Names in storage.path.
+const (
+	lockName = "LOCK"
+	dbName   = "edge.db"
+	logsName = "logs"
+)
+
+// passphraseCredential is the systemd credential with the vault's passphrase;
+// the variable names a file with it where there is no systemd.
+const (
+	passphraseCredential = "edge-vault"
+	passphraseVariable   = "EDGE_VAULT_PASSPHRASE_FILE"
+)
+
+// state is what a device keeps in storage.path, open and locked.
+type state struct {
+	dir   string
+	lock  io.Closer
+	db    *storage.DB
+	vault *vault.Vault
+	made  bool // the vault is new
+}
+
+// passphrase returns the vault's passphrase; nil if none was given.
+func passphrase() ([]byte, error) {
+	name := os.Getenv(passphraseVariable)
+	if dir := os.Getenv("CREDENTIALS_DIRECTORY"); name == "" && dir != "" {
+		name = filepath.Join(dir, passphraseCredential)
+		if _, err := os.Stat(name); errors.Is(err, fs.ErrNotExist) {
+			return nil, nil
+		}
+	}
+	if name == "" {
+		return nil, nil
+	}
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return nil, fmt.Errorf("vault passphrase: %w", err)
+	}
+	for len(b) > 0 && (b[len(b)-1] == '\n' || b[len(b)-1] == '\r') {
+		b = b[:len(b)-1]
+	}
+	return b, nil
+}
+
+// openState opens storage.path. With create it makes what is missing.
+func openState(dir string, dbSize int64, create bool) (s *state, err error) {
+	fsys := durable.OS()
+	if create {
+		if err := fsys.Mkdir(dir); err != nil {
+			return nil, fmt.Errorf("storage.path: %w", err)
+		}
+	}
+	s = &state{dir: dir}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.close())
+		}
+	}()
+	if s.lock, err = fsys.Lock(filepath.Join(dir, lockName)); err != nil {
+		if errors.Is(err, durable.ErrLocked) {
+			err = fmt.Errorf("%w: is edge running already? (systemctl status edge)", err)
+		}
+		return s, err
+	}
+	if s.db, err = storage.OpenDB(filepath.Join(dir, dbName), dbSize, false); err != nil {
+		return s, err
+	}
+	secret, err := passphrase()
+	if err != nil {
+		return s, err
+	}
+	here := vault.Here("/", dir)
+	s.vault, err = vault.Open(fsys, dir, secret, here)
+	if errors.Is(err, vault.ErrNone) && create {
+		s.made = true
+		s.vault, err = vault.Create(fsys, dir, secret, here, nil)
+	}
+	return s, err
+}
+
+func (s *state) close() (err error) {
+	if s.db != nil {
+		err = s.db.Close()
+	}
+	if s.lock != nil {
+		err = errors.Join(err, s.lock.Close())
+	}
+	return err
+}
+
+// deviceBucket holds what the device remembers of itself.
+const deviceBucket = "device"
+
+// bootRecord counts the board's starts.
+type bootRecord struct {
+	ID    string `json:"id"`
+	Count uint32 `json:"count"`
+}
+
+// boot returns the number of this start of the board.
+func (s *state) boot() (uint32, error) {
+	id, err := sensors.BootID()
+	if err != nil {
+		return 0, err
+	}
+	var rec bootRecord
+	err = s.db.Update(func(tx *storage.Tx) error {
+		b, err := tx.Get(deviceBucket, []byte("boot"))
+		if err != nil {
+			return err
+		}
+		if b != nil {
+			if err := json.Unmarshal(b, &rec); err != nil {
+				return fmt.Errorf("boot counter: %w", err)
+			}
+		}
+		if rec.ID == id {
+			return nil
+		}
+		rec = bootRecord{id, rec.Count + 1}
+		if b, err = json.Marshal(rec); err != nil {
+			return err
+		}
+		return tx.Put(deviceBucket, []byte("boot"), b)
+	})
+	return rec.Count, err
+}
+
+// feedStamp is the clock as a feed wants it.
+func feedStamp(c sensors.Clock) func() block.Stamp {
+	return func() block.Stamp {
+		t := c.Now()
+		return block.Stamp{Boot: t.Boot, Mono: t.Mono, Wall: t.Wall, Err: t.Err}
+	}
+}
+
+// logDirs returns the directories of the logs in storage.path, or dir itself if
+// it is one.
+func logDirs(dir string) ([]string, error) {
+	if segments, err := filepath.Glob(filepath.Join(dir, "*.seg")); err == nil && len(segments) > 0 {
+		return []string{dir}, nil
+	}
+	entries, err := os.ReadDir(filepath.Join(dir, logsName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s: no logs here: give storage.path, or the directory of one log", dir)
+	} else if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, e := range entries {
+		if e.IsDir() {
+			out = append(out, filepath.Join(dir, logsName, e.Name()))
+		}
+	}
+	return out, nil
+}
+
+// keys returns what a log signs with; on another board it signs nothing.
+func (s *state) keys(offer string) (*vault.Offer, error) {
+	k, err := s.vault.Offer(offer)
+	if errors.Is(err, vault.ErrMoved) {
+		err = nil
+	}
+	return k, err
+}
+
+var _ feed.Keys = (*vault.Offer)(nil)

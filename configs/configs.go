@@ -1,0 +1,424 @@
+// Package configs reads edge.yaml. It is strict: an unknown key, a wrong unit or
+// an impossible combination is an [Error] with file, line and column and what
+// was meant; all errors of a file are reported together.
+package configs
+
+import (
+	_ "embed"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/goccy/go-yaml"
+	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/parser"
+)
+
+// Example is a commented configuration file.
+//
+//go:embed edge.example.yaml
+var Example []byte
+
+// Config is a whole configuration, with defaults filled in.
+type Config struct {
+	Device  Device
+	Storage Storage
+	Limits  Limits
+	Feeds   []Feed
+}
+
+// Device is the board.
+type Device struct{ Name string }
+
+// Storage says where and how much is kept.
+type Storage struct {
+	Path        string
+	MaxSize     int64         // bytes for the whole device
+	MaxAge      time.Duration // 0 keeps what fits
+	CommitEvery time.Duration // 0 commits each block at once
+	CommitBytes int
+}
+
+// Limits bound what the program takes.
+type Limits struct {
+	Memory int64 // bytes; 0 leaves it to the Go runtime
+}
+
+// Feed is an offer.
+type Feed struct {
+	Name     string
+	Encoding string
+	Pack     time.Duration
+	MaxSize  int64 // its share of Storage.MaxSize, in bytes
+	Sensors  []Sensor
+}
+
+// Sensor is one source of readings.
+type Sensor struct {
+	Name    string
+	Driver  string
+	Every   time.Duration
+	Bus     int    // bme280
+	Address uint16 // bme280
+	Seed    uint64 // sim
+}
+
+// Error is what is wrong at one place of a file.
+type Error struct {
+	File         string
+	Line, Column int
+	Message      string
+}
+
+func (e *Error) Error() string {
+	if e.Line == 0 {
+		return fmt.Sprintf("%s: %s", e.File, e.Message)
+	}
+	return fmt.Sprintf("%s:%d:%d: %s", e.File, e.Line, e.Column, e.Message)
+}
+
+// raw is the file as it is written; all values that have a unit are text.
+type raw struct {
+	Device struct {
+		Name string `yaml:"name"`
+	} `yaml:"device"`
+	Storage struct {
+		Path    string `yaml:"path"`
+		MaxSize string `yaml:"max_size"`
+		MaxAge  string `yaml:"max_age"`
+		Commit  struct {
+			Every string `yaml:"every"`
+			Bytes string `yaml:"bytes"`
+		} `yaml:"commit"`
+	} `yaml:"storage"`
+	Limits struct {
+		Memory string `yaml:"memory"`
+	} `yaml:"limits"`
+	Feeds []struct {
+		Name     string `yaml:"name"`
+		Encoding string `yaml:"encoding"`
+		Pack     struct {
+			Every string `yaml:"every"`
+		} `yaml:"pack"`
+		MaxShare string `yaml:"max_share"`
+		Sensors  []struct {
+			Name    string  `yaml:"name"`
+			Driver  string  `yaml:"driver"`
+			Every   string  `yaml:"every"`
+			Bus     *int    `yaml:"bus"`
+			Address *uint16 `yaml:"address"`
+			Seed    *uint64 `yaml:"seed"`
+		} `yaml:"sensors"`
+	} `yaml:"feeds"`
+}
+
+// keys are all keys of the file, for suggestions.
+var keyNames = [...]string{
+	"device", "name", "storage", "path", "max_size", "max_age", "commit", "every", "bytes", "limits", "memory", "feeds", "encoding", "pack",
+	"max_share", "sensors", "driver", "bus", "address", "seed",
+}
+
+// Load reads and checks the file.
+func Load(file string) (*Config, error) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	return Parse(file, b)
+}
+
+// Parse checks the content of a file; the name is for messages.
+func Parse(file string, b []byte) (*Config, error) {
+	r := &reader{file: file}
+	var in raw
+	tree, err := parser.ParseBytes(b, 0)
+	if err == nil {
+		r.tree = tree
+		err = yaml.UnmarshalWithOptions(b, &in, yaml.Strict())
+	}
+	if err != nil {
+		return nil, r.syntax(err)
+	}
+	c := r.config(&in)
+	if len(r.errs) > 0 {
+		return nil, errors.Join(r.errs...)
+	}
+	return c, nil
+}
+
+// reader turns the raw file into a Config and collects what is wrong.
+type reader struct {
+	file string
+	tree *ast.File
+	errs []error
+}
+
+// syntax turns an error of the YAML library into ours.
+func (r *reader) syntax(err error) error {
+	e := &Error{File: r.file, Message: err.Error()}
+	var y yaml.Error
+	if errors.As(err, &y) {
+		e.Message = y.GetMessage()
+		if t := y.GetToken(); t != nil && t.Position != nil {
+			e.Line, e.Column = t.Position.Line, t.Position.Column
+			if strings.HasPrefix(e.Message, "unknown field") {
+				e.Message = fmt.Sprintf("unknown key %q", t.Value)
+				if s := suggest(t.Value); s != "" {
+					e.Message += fmt.Sprintf(": did you mean %q?", s)
+				}
+			}
+		}
+	}
+	return e
+}
+
+// suggest returns the known key that is nearest to a wrong one.
+func suggest(key string) (best string) {
+	limit := 1 + len(key)/3
+	for _, k := range keyNames {
+		if d := distance(key, k); d <= limit {
+			best, limit = k, d-1
+		}
+	}
+	return best
+}
+
+// distance is the edit distance.
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := diagonal
+			if a[i] != b[j] {
+				cost = 1 + min(diagonal, row[j], row[j+1])
+			}
+			diagonal, row[j+1] = row[j+1], cost
+		}
+	}
+	return row[len(b)]
+}
+
+// fail notes what is wrong at a path like "feeds[0].name".
+func (r *reader) fail(path, format string, args ...any) {
+	e := &Error{File: r.file, Message: path + ": " + fmt.Sprintf(format, args...)}
+	for p := path; p != ""; p = p[:max(strings.LastIndexAny(p, ".["), 0)] {
+		y, err := yaml.PathString("$." + p)
+		if err != nil {
+			continue
+		}
+		if node, err := y.FilterFile(r.tree); err == nil && node.GetToken() != nil {
+			e.Line, e.Column = node.GetToken().Position.Line, node.GetToken().Position.Column
+			break
+		}
+	}
+	r.errs = append(r.errs, e)
+}
+
+// duration reads a time like 10s, 1h30m or 7d.
+func (r *reader) duration(path, text string, missing, least time.Duration) time.Duration {
+	if text == "" {
+		return missing
+	}
+	unit := text
+	factor := time.Duration(1)
+	if n, ok := strings.CutSuffix(text, "d"); ok {
+		unit, factor = n+"h", 24
+	}
+	d, err := time.ParseDuration(unit)
+	if err != nil || d < 0 || d > math.MaxInt64/factor {
+		r.fail(path, "%q is not a time: write 500ms, 10s, 5m, 2h or 30d", text)
+		return missing
+	}
+	if d *= factor; d < least {
+		r.fail(path, "%s is too short: at least %s", text, least)
+	}
+	return d
+}
+
+// sizeUnits from the longest suffix to the shortest.
+var sizeUnits = [...]struct {
+	suffix string
+	bytes  float64
+}{
+	{"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}, {"TiB", 1 << 40}, {"kB", 1e3}, {"KB", 1e3}, {"MB", 1e6}, {"GB", 1e9}, {"TB", 1e12}, {"B", 1},
+}
+
+// size reads a number of bytes like 4GiB.
+func (r *reader) size(path, text string, missing, least int64) int64 {
+	if text == "" {
+		return missing
+	}
+	for _, u := range sizeUnits {
+		number, ok := strings.CutSuffix(text, u.suffix)
+		if !ok {
+			continue
+		}
+		n, err := strconv.ParseFloat(strings.TrimSpace(number), 64)
+		if err != nil || !(n >= 0 && n*u.bytes < math.MaxInt64/2) {
+			break
+		}
+		if int64(n*u.bytes) < least {
+			r.fail(path, "%s is too small: at least %d bytes", text, least)
+		}
+		return int64(n * u.bytes)
+	}
+	r.fail(path, "%q is not a size: write 512KiB, 64MiB or 4GiB", text)
+	return missing
+}
+
+// share reads a percentage of total.
+func (r *reader) share(path, text string, total int64) int64 {
+	number, ok := strings.CutSuffix(text, "%")
+	n, err := strconv.ParseFloat(strings.TrimSpace(number), 64)
+	if !ok || err != nil || !(n > 0 && n <= 100) {
+		r.fail(path, "%q is not a share: write 50%%", text)
+		return 0
+	}
+	return int64(float64(total) * n / 100)
+}
+
+// Bounds of what can be configured.
+const (
+	minLogSize  = 2 << 20
+	minEvery    = 10 * time.Millisecond
+	minMemory   = 16 << 20
+	defaultPath = "/var/lib/edge"
+)
+
+// DBReserve is the part of storage.max_size that the database may take; the
+// feeds share the rest.
+func DBReserve(maxSize int64) int64 { return min(maxSize/8, 32<<20) }
+
+func (r *reader) config(in *raw) *Config {
+	c := &Config{Device: Device(in.Device)}
+	if c.Device.Name == "" {
+		c.Device.Name, _ = os.Hostname() // "" names nothing, and is fine
+	}
+	s := &in.Storage
+	c.Storage = Storage{
+		Path: s.Path, MaxSize: r.size("storage.max_size", s.MaxSize, 4<<30, 2*minLogSize), MaxAge: r.duration("storage.max_age", s.MaxAge, 0, 0),
+		CommitEvery: r.duration("storage.commit.every", s.Commit.Every, 10*time.Second, 0),
+		CommitBytes: int(r.size("storage.commit.bytes", s.Commit.Bytes, 4<<10, 0)),
+	}
+	if c.Storage.Path == "" {
+		c.Storage.Path = defaultPath
+	}
+	c.Limits.Memory = r.size("limits.memory", in.Limits.Memory, 0, minMemory)
+	if len(in.Feeds) == 0 {
+		r.fail("feeds", "nothing to sell: at least one feed with a sensor is needed")
+	}
+	r.feeds(in, c)
+	return c
+}
+
+func (r *reader) feeds(in *raw, c *Config) {
+	left, open := c.Storage.MaxSize-DBReserve(c.Storage.MaxSize), 0
+	total := left
+	for i := range in.Feeds {
+		f := &in.Feeds[i]
+		path := fmt.Sprintf("feeds[%d]", i)
+		out := Feed{Name: f.Name, Encoding: f.Encoding, Pack: r.duration(path+".pack.every", f.Pack.Every, 10*time.Second, minEvery)}
+		if !validName(f.Name) {
+			r.fail(path+".name", "%q is not a name: letters, digits, - and _ only, at most 64", f.Name)
+		}
+		if slices.ContainsFunc(c.Feeds, func(o Feed) bool { return o.Name == f.Name }) {
+			r.fail(path+".name", "%q is there twice", f.Name)
+		}
+		switch f.Encoding {
+		case "":
+			out.Encoding = "senml+json"
+		case "senml+json", "senml+cbor":
+		case "raw":
+			r.fail(path+".encoding", "raw needs a sensor that gives bytes, and there is none yet: senml+json or senml+cbor")
+		default:
+			r.fail(path+".encoding", "%q is unknown: senml+json or senml+cbor", f.Encoding)
+		}
+		if f.MaxShare != "" {
+			out.MaxSize = r.share(path+".max_share", f.MaxShare, total)
+			left -= out.MaxSize
+		} else {
+			open++
+		}
+		out.Sensors = r.sensors(in, i)
+		c.Feeds = append(c.Feeds, out)
+	}
+	if left < 0 {
+		r.fail("feeds", "the shares of max_size are more than 100%%")
+		return
+	}
+	for i := range c.Feeds {
+		if c.Feeds[i].MaxSize == 0 {
+			c.Feeds[i].MaxSize = left / int64(max(open, 1))
+		}
+		if c.Feeds[i].MaxSize < minLogSize {
+			r.fail(fmt.Sprintf("feeds[%d]", i), "%d bytes of max_size are too few: at least %d", c.Feeds[i].MaxSize, minLogSize)
+		}
+	}
+}
+
+func validName(s string) bool {
+	ok := s != "" && len(s) <= 64
+	for _, c := range s {
+		ok = ok && (c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '_')
+	}
+	return ok
+}
+
+func (r *reader) sensors(in *raw, feed int) (out []Sensor) {
+	list := in.Feeds[feed].Sensors
+	if len(list) == 0 {
+		r.fail(fmt.Sprintf("feeds[%d]", feed), "has no sensors")
+	}
+	for i := range list {
+		s := &list[i]
+		path := fmt.Sprintf("feeds[%d].sensors[%d]", feed, i)
+		o := Sensor{Name: s.Name, Driver: s.Driver, Every: r.duration(path+".every", s.Every, 10*time.Second, minEvery), Bus: 1, Address: 0x76, Seed: 1}
+		if !validName(s.Name) {
+			r.fail(path+".name", "%q is not a name: letters, digits, - and _ only, at most 64", s.Name)
+		}
+		if slices.ContainsFunc(out, func(p Sensor) bool { return p.Name == s.Name }) {
+			r.fail(path+".name", "%q is there twice in this feed", s.Name)
+		}
+		switch s.Driver {
+		case "bme280", "host", "sim":
+		case "":
+			r.fail(path, "has no driver: bme280, host or sim")
+		default:
+			r.fail(path+".driver", "%q is unknown: bme280, host or sim", s.Driver)
+		}
+		if s.Bus != nil {
+			o.Bus = *s.Bus
+			r.only(path+".bus", s.Driver, "bme280")
+		}
+		if s.Address != nil {
+			o.Address = *s.Address
+			r.only(path+".address", s.Driver, "bme280")
+			if s.Driver == "bme280" && o.Address != 0x76 && o.Address != 0x77 {
+				r.fail(path+".address", "0x%x is not an address of this chip: 0x76 or 0x77", o.Address)
+			}
+		}
+		if s.Seed != nil {
+			o.Seed = *s.Seed
+			r.only(path+".seed", s.Driver, "sim")
+		}
+		out = append(out, o)
+	}
+	return out
+}
+
+// only refuses a key that another driver has.
+func (r *reader) only(path, driver, owner string) {
+	if driver != owner {
+		r.fail(path, "belongs to driver %s, not %s", owner, driver)
+	}
+}

@@ -1,0 +1,88 @@
+package configs
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestExample(t *testing.T) {
+	c, err := Parse("edge.example.yaml", Example)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Storage.MaxSize != 4<<30 || c.Storage.CommitEvery != 10*time.Second || c.Storage.CommitBytes != 4096 || c.Limits.Memory != 48<<20 {
+		t.Errorf("%+v", c)
+	}
+	if len(c.Feeds) != 2 || c.Feeds[0].MaxSize != (4<<30-32<<20)*3/4 || c.Feeds[1].MaxSize != (4<<30-32<<20)/4 {
+		t.Errorf("shares: %+v", c.Feeds)
+	}
+	if s := c.Feeds[0].Sensors[0]; s.Driver != "bme280" || s.Bus != 1 || s.Address != 0x76 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// TestDefaults checks that the example says what the defaults are.
+func TestDefaults(t *testing.T) {
+	c, err := Parse("x", []byte("feeds: [{name: a, sensors: [{name: s, driver: bme280}]}]"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, _ := Parse("x", Example)
+	if c.Storage != e.Storage || c.Feeds[0].Pack != e.Feeds[0].Pack || c.Feeds[0].Encoding != e.Feeds[0].Encoding {
+		t.Errorf("%+v\n%+v", c, e)
+	}
+	if got, want := c.Feeds[0].Sensors[0], e.Feeds[0].Sensors[0]; got.Every != want.Every || got.Bus != want.Bus || got.Address != want.Address {
+		t.Errorf("%+v\n%+v", got, want)
+	}
+}
+
+// TestErrors checks that each mistake is named at its place, with the remedy.
+func TestErrors(t *testing.T) {
+	const head = "feeds: [{name: a, sensors: [{name: s, driver: sim}]}]\n"
+	for _, c := range []struct{ yaml, want string }{
+		{head + "storag: {}", `edge.yaml:2:1: unknown key "storag": did you mean "storage"?`},
+		{head + "storage:\n  max_size: 4 GB i", `edge.yaml:3:13: storage.max_size: "4 GB i" is not a size`},
+		{head + "storage: {max_size: 1MiB}", "edge.yaml:2:21: storage.max_size: 1MiB is too small"},
+		{head + "storage: {commit: {every: 10}}", "edge.yaml:2:27: storage.commit.every: \"10\" is not a time"},
+		{head + "storage: {max_age: 7x}", `"7x" is not a time: write 500ms, 10s`},
+		{"feeds: []", "edge.yaml:1:8: feeds: nothing to sell"},
+		{"", "nothing to sell"},
+		{"feeds: [{name: a b, sensors: [{name: s, driver: sim}]}]", `edge.yaml:1:16: feeds[0].name: "a b" is not a name`},
+		{"feeds: [{name: a}]", "feeds[0]: has no sensors"},
+		{"feeds: [{name: a, encoding: xml, sensors: [{name: s, driver: sim}]}]", `feeds[0].encoding: "xml" is unknown`},
+		{"feeds: [{name: a, max_share: 120%, sensors: [{name: s, driver: sim}]}]", `feeds[0].max_share: "120%" is not a share`},
+		{"feeds: [{name: a, sensors: [{name: s, driver: bme208}]}]", `edge.yaml:1:47: feeds[0].sensors[0].driver: "bme208" is unknown: bme280, host or sim`},
+		{"feeds: [{name: a, sensors: [{name: s, driver: sim, bus: 1}]}]", "feeds[0].sensors[0].bus: belongs to driver bme280, not sim"},
+		{"feeds: [{name: a, sensors: [{name: s, driver: bme280, address: 0x50}]}]", "0x50 is not an address of this chip"},
+		{"feeds: [{name: a, sensors: [{name: s, driver: sim, every: 1ms}]}]", "1ms is too short: at least 10ms"},
+		{head + "feeds: []", "feeds"},
+		{"feeds: {", "edge.yaml:1:"},
+		{"feeds: 3", "edge.yaml:1:8"},
+	} {
+		_, err := Parse("edge.yaml", []byte(c.yaml))
+		if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s\n got %v\nwant %s", c.yaml, err, c.want)
+		}
+		var e *Error
+		if err != nil && !errors.As(err, &e) {
+			t.Errorf("%s: not an Error: %v", c.yaml, err)
+		}
+	}
+	_, err := Parse("e", []byte("storage: {max_size: 1, max_age: 1}\nfeeds: [{name: a, sensors: [{name: s, driver: x}]}]"))
+	if n := strings.Count(err.Error(), "\n"); n != 2 {
+		t.Errorf("three mistakes, %d lines: %v", n+1, err)
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add(Example)
+	f.Add([]byte("feeds: [{name: a, max_share: 1%, sensors: [{name: s, driver: bme280, every: 9d}]}]"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		c, err := Parse("f", b)
+		if err == nil && (len(c.Feeds) == 0 || c.Feeds[0].MaxSize < minLogSize) {
+			t.Fatalf("accepted: %+v", c)
+		}
+	})
+}

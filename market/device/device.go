@@ -1,0 +1,163 @@
+// Package device joins sensors and a feed: it reads each sensor at its own pace,
+// puts the readings of a while into a pack, and appends it to the log, with
+// entries that say which start of the board it is, what the clock turned out to
+// be, and why something is missing.
+package device
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"dazaar-edge/feed"
+	"dazaar-edge/feed/block"
+	"dazaar-edge/sensors"
+)
+
+// Causes of gaps, as they stand in gap entries.
+const (
+	CausePower   = "power"   // the board or the program ended without notice
+	CauseStopped = "stopped" // it was stopped in order
+	CauseSensor  = "sensor"  // a sensor did not answer
+	CauseStorage = "storage" // the card took nothing, and the queue was full
+)
+
+// Sensor is a source with its name in the feed and its pace.
+type Sensor struct {
+	Name   string
+	Every  time.Duration
+	Source sensors.Source
+}
+
+// Config says what to join. Feed, Encoding, Clock, Pack and Sensors are
+// required.
+type Config struct {
+	Feed     *feed.Log
+	Encoding block.Encoding
+	Clock    sensors.Clock
+	Pack     time.Duration // readings of this long go into one block
+	Sensors  []Sensor
+	Log      *slog.Logger // nil discards
+}
+
+// Limits of what waits in memory.
+const (
+	maxReadings = 1000 // in a pack
+	maxWaiting  = 512  // blocks that the card has not taken
+)
+
+// Device reads sensors into a feed. Use New and Run.
+type Device struct {
+	cfg Config
+	log *slog.Logger
+
+	samples chan sample
+	events  chan block.Entry
+
+	taken, failed, dropped atomic.Uint64
+}
+
+// Stats are counters since New.
+type Stats struct {
+	Readings uint64 // taken from sensors
+	Failed   uint64 // reads of sensors that failed
+	Dropped  uint64 // blocks that were dropped because the card took none
+}
+
+// Stats returns the counters.
+func (d *Device) Stats() Stats { return Stats{d.taken.Load(), d.failed.Load(), d.dropped.Load()} }
+
+// sample is what one read of a sensor gave.
+type sample struct {
+	sensor   string
+	at       sensors.Time
+	readings []sensors.Reading
+}
+
+// New returns a device.
+func New(cfg Config) (*Device, error) {
+	if cfg.Pack <= 0 || len(cfg.Sensors) == 0 {
+		return nil, fmt.Errorf("device: a pack time and sensors are needed")
+	}
+	d := &Device{cfg: cfg, log: cfg.Log, samples: make(chan sample, 64), events: make(chan block.Entry, 64)}
+	if d.log == nil {
+		d.log = slog.New(slog.DiscardHandler)
+	}
+	return d, nil
+}
+
+func stamp(t sensors.Time) block.Stamp {
+	return block.Stamp{Boot: t.Boot, Mono: t.Mono, Wall: t.Wall, Err: t.Err}
+}
+
+// Run reads and appends until ctx ends; then it appends what it has and
+// returns. It closes the sources.
+func (d *Device) Run(ctx context.Context) error {
+	p := &packer{d: d, w: d.cfg.Feed.Writer()}
+	if err := p.begin(); err != nil {
+		return err
+	}
+	var wg sync.WaitGroup
+	for _, s := range d.cfg.Sensors {
+		wg.Go(func() { d.read(ctx, s) })
+	}
+	done := make(chan struct{})
+	go func() { // ends with the sensors
+		wg.Wait()
+		close(done)
+	}()
+	p.loop(done)
+	return p.end()
+}
+
+// retryAfter bounds the pause between reads of a sensor that fails.
+const retryAfter = time.Minute
+
+// read reads one sensor until ctx ends.
+func (d *Device) read(ctx context.Context, s Sensor) {
+	defer func() {
+		if err := s.Source.Close(); err != nil {
+			d.log.Warn("closing a sensor", "sensor", s.Name, "error", err)
+		}
+	}()
+	pause := s.Every
+	var failing *sensors.Time
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for next := time.Now(); ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		}
+		at := d.cfg.Clock.Now()
+		readings, err := s.Source.Read(ctx)
+		if err != nil && ctx.Err() == nil {
+			d.failed.Add(1)
+			if failing == nil {
+				failing = &at
+				d.log.Warn("a sensor does not answer", "sensor", s.Name, "error", err)
+			}
+			pause = min(2*pause, max(retryAfter, s.Every))
+		} else if err == nil {
+			pause = s.Every
+			if failing != nil {
+				from, to := failing.Mono, at.Mono
+				d.log.Info("a sensor answers again", "sensor", s.Name)
+				d.events <- block.Entry{Kind: block.GapEntry, Stamp: stamp(at), From: &from, To: &to, Cause: CauseSensor, Sensor: s.Name}
+				failing = nil
+			}
+		}
+		if len(readings) > 0 {
+			d.taken.Add(uint64(len(readings)))
+			d.samples <- sample{s.Name, at, readings}
+		}
+		if next = next.Add(pause); time.Until(next) < 0 {
+			next = time.Now() // we were held up: no burst of readings
+		}
+		timer.Reset(time.Until(next))
+	}
+}

@@ -1,0 +1,312 @@
+package device
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"dazaar-edge/feed"
+	"dazaar-edge/feed/block"
+	"dazaar-edge/sensors"
+	"dazaar-edge/storage"
+)
+
+// packer makes blocks of samples and brings them to the log in order. One
+// goroutine uses it.
+type packer struct {
+	d *Device
+	w *feed.Writer
+
+	pack    *block.Pack
+	newest  time.Duration // monotonic time of the newest block
+	offset  time.Duration // of the newest clock entry
+	clocked bool          // there is one for this boot
+
+	waiting []block.Block // not submitted
+	flying  []flight      // submitted, not known to be durable
+	lost    *block.Entry  // gap entry for blocks that were dropped
+	failing bool
+}
+
+type flight struct {
+	blocks []block.Block
+	ticket *feed.Ticket
+}
+
+// add encodes an entry for the log.
+func (p *packer) add(n block.Entry) {
+	p.newest = max(p.newest, n.Stamp.Mono)
+	n.Stamp.Mono = p.newest
+	p.insert(len(p.waiting), n)
+}
+
+func (p *packer) insert(at int, n block.Entry) {
+	b, err := p.d.cfg.Encoding.Entry(&n)
+	if err != nil { // no entry of ours is impossible in any encoding
+		p.d.log.Error("entry", "kind", n.Kind, "error", err)
+		return
+	}
+	p.waiting = slices.Insert(p.waiting, at, b)
+}
+
+// begin says which start this is and what is missing since the last block.
+func (p *packer) begin() error {
+	now := p.d.cfg.Clock.Now()
+	last, boot, err := p.last()
+	if err != nil {
+		return err
+	}
+	if last == nil || boot != now.Boot {
+		p.add(block.Entry{Kind: block.Boot, Stamp: stamp(now)})
+	}
+	if last != nil {
+		cause := CausePower
+		if p.d.cfg.Feed.Recovery().Clean {
+			cause = CauseStopped
+		}
+		to := now.Mono
+		gap := block.Entry{Kind: block.GapEntry, Stamp: stamp(now), To: &to, Cause: cause}
+		if boot == now.Boot {
+			from := last.Mono
+			gap.From = &from
+		}
+		p.add(gap)
+	}
+	p.clock(now)
+	return nil
+}
+
+// last returns the stamp of the newest readable block; nil if there is none.
+func (p *packer) last() (*block.Stamp, uint32, error) {
+	h := p.d.cfg.Feed.Head()
+	for i := h.Length; i > h.First; i-- {
+		data, _, err := p.d.cfg.Feed.Get(i - 1)
+		if errors.Is(err, storage.ErrCorrupt) {
+			continue
+		} else if err != nil {
+			return nil, 0, err
+		}
+		if b, err := p.d.cfg.Encoding.Inspect(data); err == nil {
+			return &b.Stamp, b.Stamp.Boot, nil
+		}
+	}
+	return nil, 0, nil
+}
+
+// clockStep is by how much the clock must be set for an entry that says so,
+// beyond its own uncertainty.
+const clockStep = 500 * time.Millisecond
+
+// clock adds an entry when the clock became known or was set.
+func (p *packer) clock(now sensors.Time) {
+	if now.Wall.IsZero() {
+		return
+	}
+	offset := time.Duration(now.Wall.UnixMicro())*time.Microsecond - now.Mono
+	if p.clocked && (offset-p.offset).Abs() <= clockStep+now.Err {
+		return
+	}
+	p.clocked, p.offset = true, offset
+	p.finish() // what was sensed before stands before
+	p.add(block.Entry{Kind: block.Clock, Stamp: stamp(now), Offset: offset, OffsetErr: now.Err})
+}
+
+// loop packs until done is closed and nothing is left.
+func (p *packer) loop(done <-chan struct{}) {
+	tick := time.NewTicker(p.d.cfg.Pack)
+	defer tick.Stop()
+	for {
+		p.submit()
+		select {
+		case s := <-p.d.samples:
+			p.sample(s)
+		case n := <-p.d.events:
+			p.finish()
+			p.add(n)
+		case <-tick.C:
+			p.finish()
+		case <-p.landed():
+		case <-done:
+			for {
+				select {
+				case s := <-p.d.samples:
+					p.sample(s)
+					continue
+				case n := <-p.d.events:
+					p.finish()
+					p.add(n)
+					continue
+				default:
+				}
+				break
+			}
+			p.finish()
+			return
+		}
+	}
+}
+
+// landed is ready when the oldest submitted batch is done.
+func (p *packer) landed() <-chan struct{} {
+	if len(p.flying) == 0 {
+		return nil
+	}
+	return p.flying[0].ticket.Done()
+}
+
+// sample adds what a sensor gave to the running pack.
+func (p *packer) sample(s sample) {
+	p.clock(s.at)
+	at := max(s.at.Mono, p.newest)
+	if p.pack != nil && (len(p.pack.Readings)+len(s.readings) > maxReadings || p.pack.Stamp.Wall.IsZero() != s.at.Wall.IsZero()) {
+		p.finish()
+	}
+	if p.pack == nil {
+		p.pack = &block.Pack{Stamp: stamp(s.at)}
+		p.pack.Stamp.Mono = at
+		p.newest = at
+	}
+	for _, r := range s.readings {
+		v, err := value(r.Value)
+		if err != nil {
+			p.d.log.Error("a reading is left out", "sensor", s.sensor, "name", r.Name, "error", err)
+			continue
+		}
+		p.pack.Readings = append(p.pack.Readings, block.Reading{
+			Name: s.sensor + "/" + r.Name, Unit: r.Unit, Offset: s.at.Mono - p.pack.Stamp.Mono, Value: v, Quality: r.Quality,
+		})
+	}
+}
+
+func value(v any) (block.Value, error) {
+	switch v := v.(type) {
+	case float64:
+		return block.Number(v), nil
+	case string:
+		return block.Value{Kind: block.Text, Text: v}, nil
+	case bool:
+		return block.Value{Kind: block.Bool, Bool: v}, nil
+	case []byte:
+		return block.Value{Kind: block.Data, Data: v}, nil
+	}
+	return block.Value{}, fmt.Errorf("value of type %T", v)
+}
+
+// finish makes a block of the running pack.
+func (p *packer) finish() {
+	if p.pack == nil || len(p.pack.Readings) == 0 {
+		p.pack = nil
+		return
+	}
+	b, err := p.d.cfg.Encoding.Pack(p.pack)
+	p.pack = nil
+	if err != nil {
+		p.d.log.Error("a pack is left out", "error", err)
+		return
+	}
+	p.waiting = append(p.waiting, b)
+}
+
+// submit collects what became of submitted batches and submits what waits.
+func (p *packer) submit() {
+	for len(p.flying) > 0 {
+		f := p.flying[0]
+		select {
+		case <-f.ticket.Done():
+		default:
+			p.fly()
+			return
+		}
+		if err := f.ticket.Wait(context.Background()); err != nil {
+			p.again(err)
+			return // tried again with the next tick
+		}
+		p.flying = p.flying[1:]
+		p.failing = false
+	}
+	p.fly()
+}
+
+func (p *packer) fly() {
+	if p.lost != nil {
+		p.insert(0, *p.lost) // where they would stand
+		p.lost = nil
+	}
+	if len(p.waiting) == 0 {
+		return
+	}
+	t, err := p.w.Submit(p.waiting...)
+	if err == nil {
+		p.flying = append(p.flying, flight{p.waiting, t})
+		p.waiting = nil
+		return
+	}
+	p.complain(err)
+	p.shed()
+}
+
+func (p *packer) complain(err error) {
+	if !p.failing {
+		p.d.log.Error("the card does not take readings; they wait in memory", "error", err)
+	}
+	p.failing = true
+}
+
+// again takes back everything from a failed batch on.
+func (p *packer) again(err error) {
+	p.complain(err)
+	var back []block.Block
+	for _, f := range p.flying {
+		err := f.ticket.Wait(context.Background()) // those behind a failed one fail with it
+		var partial *feed.PartialError
+		switch {
+		case err == nil:
+		case errors.As(err, &partial):
+			back = append(back, f.blocks[partial.Durable:]...)
+		default:
+			back = append(back, f.blocks...)
+		}
+	}
+	p.flying = nil
+	p.w.Reset()
+	p.waiting = append(back, p.waiting...)
+	p.shed()
+}
+
+// shed drops the oldest blocks when too many wait, and remembers from when to
+// when.
+func (p *packer) shed() {
+	n := len(p.waiting) - maxWaiting
+	if n <= 0 {
+		return
+	}
+	first, last := p.waiting[0].Stamp, p.waiting[n-1].Stamp
+	p.d.dropped.Add(uint64(n))
+	if p.lost == nil {
+		from := first.Mono
+		p.lost = &block.Entry{Kind: block.GapEntry, From: &from, Cause: CauseStorage}
+	}
+	p.lost.Stamp = block.Stamp{Boot: last.Boot, Mono: last.Mono}
+	to := last.Mono
+	p.lost.To = &to
+	p.waiting = slices.Clone(p.waiting[n:])
+}
+
+// end waits until everything is durable, or fails.
+func (p *packer) end() error {
+	p.submit()
+	if err := p.d.cfg.Feed.Flush(context.Background()); err != nil {
+		return err
+	}
+	for _, f := range p.flying {
+		if err := f.ticket.Wait(context.Background()); err != nil {
+			return fmt.Errorf("the last readings are lost: %w", err)
+		}
+	}
+	if len(p.waiting) > 0 {
+		return fmt.Errorf("%d blocks were not taken by the card", len(p.waiting))
+	}
+	return nil
+}

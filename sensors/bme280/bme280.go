@@ -1,0 +1,122 @@
+// Package bme280 reads Bosch's BME280 and BMP280 over I2C: temperature,
+// pressure and, the BME280 only, relative humidity.
+package bme280
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+
+	"dazaar-edge/sensors"
+
+	"periph.io/x/conn/v3/i2c"
+	"periph.io/x/conn/v3/physic"
+	"periph.io/x/devices/v3/bmxx80"
+	"periph.io/x/host/v3/sysfs"
+)
+
+// Addresses the chip can have.
+const (
+	Address    = 0x76
+	AltAddress = 0x77
+)
+
+// OpenBus opens /dev/i2c-number. Opening the file directly, instead of by
+// periph's registry of boards, takes milliseconds and saves 1 MB.
+func OpenBus(number int) (i2c.BusCloser, error) {
+	bus, err := sysfs.NewI2C(number)
+	if err != nil {
+		return nil, fmt.Errorf("i2c bus %d: %w (is i2c enabled, and may this user open /dev/i2c-%d?)", number, err, number)
+	}
+	return bus, nil
+}
+
+// Source implements [sensors.Source]. Not safe for concurrent use.
+type Source struct {
+	open    func() (i2c.BusCloser, error)
+	address uint16
+	bus     i2c.BusCloser
+	dev     *bmxx80.Dev
+	humid   bool
+}
+
+// New returns a source for the chip at this address of the bus that open opens.
+// The chip is looked for at the first Read, and again after errors.
+func New(open func() (i2c.BusCloser, error), address uint16) *Source {
+	return &Source{open: open, address: address}
+}
+
+func (s *Source) connect() (err error) {
+	if s.dev != nil {
+		return nil
+	}
+	if s.bus, err = s.open(); err != nil {
+		return err
+	}
+	if s.dev, err = bmxx80.NewI2C(s.bus, s.address, &bmxx80.DefaultOpts); err != nil {
+		err = errors.Join(err, s.drop())
+		return fmt.Errorf("%w at address 0x%s: %w", sensors.ErrGone, strconv.FormatUint(uint64(s.address), 16), err)
+	}
+	var precision physic.Env
+	s.dev.Precision(&precision)
+	s.humid = precision.Humidity > 0
+	return nil
+}
+
+// drop forgets the bus, so that the next Read begins anew.
+func (s *Source) drop() error {
+	s.dev = nil
+	if s.bus == nil {
+		return nil
+	}
+	err := s.bus.Close()
+	s.bus = nil
+	return err
+}
+
+// Read implements [sensors.Source].
+func (s *Source) Read(context.Context) ([]sensors.Reading, error) {
+	if err := s.connect(); err != nil {
+		return nil, err
+	}
+	var env physic.Env
+	if err := s.dev.Sense(&env); err != nil {
+		return nil, errors.Join(fmt.Errorf("%w: %w", sensors.ErrGone, err), s.drop())
+	}
+	out := []sensors.Reading{
+		{Name: "temperature", Unit: "Cel", Value: round(env.Temperature.Celsius(), 1e3)},
+		{Name: "pressure", Unit: "Pa", Value: round(float64(env.Pressure)/float64(physic.Pascal), 1e2)},
+	}
+	if s.humid {
+		out = append(out, sensors.Reading{Name: "humidity", Unit: "%RH", Value: round(float64(env.Humidity)/float64(physic.PercentRH), 1e2)})
+	}
+	for i := range out {
+		if !plausible(out[i]) {
+			out[i].Quality = []string{"range"}
+		}
+	}
+	return out, nil
+}
+
+// plausible compares with what the chip can measure (datasheet, table 1).
+func plausible(r sensors.Reading) bool {
+	v, _ := r.Value.(float64)
+	switch r.Name {
+	case "temperature":
+		return v >= -40 && v <= 85
+	case "pressure":
+		return v >= 30_000 && v <= 110_000
+	}
+	return v >= 0 && v <= 100
+}
+
+func round(v, unit float64) float64 {
+	if v < 0 {
+		return -round(-v, unit)
+	}
+	return float64(int64(v*unit+0.5)) / unit
+}
+
+// Close implements [sensors.Source].
+func (s *Source) Close() error { return s.drop() }

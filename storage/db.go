@@ -1,0 +1,180 @@
+package storage
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"path/filepath"
+	"runtime/debug"
+	"time"
+
+	"dazaar-edge/storage/durable"
+
+	"go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
+)
+
+// DB is a small database for what changes rarely and must be changed as one:
+// keys, sales, payments, cursors. It is bbolt with a checksum on every value,
+// since bbolt checks only its two meta pages. Readings never go here. Safe for
+// concurrent use.
+type DB struct {
+	db   *bbolt.DB
+	name string
+}
+
+// Tx is a transaction. It is valid inside View or Update only.
+type Tx struct {
+	tx   *bbolt.Tx
+	name string
+}
+
+// OpenDB opens or makes the database file name, which never grows above maxSize
+// bytes. It fails with [ErrLocked] if another process has it open.
+func OpenDB(name string, maxSize int64, readOnly bool) (db *DB, err error) {
+	err = guard(name, func() error {
+		b, err := bbolt.Open(name, 0o600, &bbolt.Options{
+			Timeout: 100 * time.Millisecond, FreelistType: bbolt.FreelistMapType, PageSize: PageSize, ReadOnly: readOnly, MaxSize: int(maxSize),
+		})
+		if errors.Is(err, bolterrors.ErrTimeout) {
+			err = ErrLocked
+		} else if errors.Is(err, bolterrors.ErrInvalid) || errors.Is(err, bolterrors.ErrChecksum) || errors.Is(err, bolterrors.ErrVersionMismatch) {
+			err = fmt.Errorf("%w: %w", ErrCorrupt, err)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, classify(err))
+		}
+		db = &DB{b, name}
+		return nil
+	})
+	if err != nil || readOnly {
+		return db, err
+	}
+	if err := durable.OS().SyncDir(filepath.Dir(name)); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	return db, nil
+}
+
+// Close frees the file.
+func (d *DB) Close() error { return d.db.Close() }
+
+// guard turns what bbolt does on a damaged file, a panic or a fault in its
+// mapping, into an error.
+func guard(name string, f func() error) (err error) {
+	old := debug.SetPanicOnFault(true)
+	defer debug.SetPanicOnFault(old)
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%w: %s: %v", ErrCorrupt, name, p)
+		}
+	}()
+	return f()
+}
+
+// View runs f in a transaction that reads.
+func (d *DB) View(f func(*Tx) error) error {
+	return guard(d.name, func() error {
+		return d.db.View(func(tx *bbolt.Tx) error { return f(&Tx{tx, d.name}) })
+	})
+}
+
+// Update runs f in a transaction that is durable as one when Update returns nil,
+// and undone when f or the disk fails.
+func (d *DB) Update(f func(*Tx) error) error {
+	return guard(d.name, func() error {
+		return classify(d.db.Update(func(tx *bbolt.Tx) error { return f(&Tx{tx, d.name}) }))
+	})
+}
+
+// checksum covers bucket, key and value, so that a value in the wrong place is
+// found too.
+func checksum(bucket string, key, value []byte) uint32 {
+	sum := crc32.Checksum([]byte(bucket), castagnoli())
+	sum = crc32.Update(sum, castagnoli(), key)
+	return crc32.Update(sum, castagnoli(), value)
+}
+
+func (t *Tx) check(bucket string, key, stored []byte) ([]byte, error) {
+	n := len(stored) - 4
+	if n < 0 || binary.LittleEndian.Uint32(stored[n:]) != checksum(bucket, key, stored[:n]) {
+		return nil, fmt.Errorf("%w: %s: value of %q in %q", ErrCorrupt, t.name, key, bucket)
+	}
+	return bytes.Clone(stored[:n]), nil
+}
+
+// Get returns a value; nil if there is none. It wraps [ErrCorrupt] if the value
+// is damaged.
+func (t *Tx) Get(bucket string, key []byte) ([]byte, error) {
+	b := t.tx.Bucket([]byte(bucket))
+	if b == nil {
+		return nil, nil
+	}
+	stored := b.Get(key)
+	if stored == nil {
+		return nil, nil
+	}
+	return t.check(bucket, key, stored)
+}
+
+// Put sets a value.
+func (t *Tx) Put(bucket string, key, value []byte) error {
+	b, err := t.tx.CreateBucketIfNotExists([]byte(bucket))
+	if err != nil {
+		return err
+	}
+	return b.Put(key, binary.LittleEndian.AppendUint32(bytes.Clone(value), checksum(bucket, key, value)))
+}
+
+// Delete removes a value, if there is one.
+func (t *Tx) Delete(bucket string, key []byte) error {
+	if b := t.tx.Bucket([]byte(bucket)); b != nil {
+		return b.Delete(key)
+	}
+	return nil
+}
+
+// Each calls f for every value of a bucket in order of the keys until it
+// returns false. A damaged value is passed with its error.
+func (t *Tx) Each(bucket string, f func(key, value []byte, err error) bool) {
+	b := t.tx.Bucket([]byte(bucket))
+	if b == nil {
+		return
+	}
+	c := b.Cursor()
+	for k, stored := c.First(); k != nil; k, stored = c.Next() {
+		value, err := t.check(bucket, k, stored)
+		if !f(bytes.Clone(k), value, err) {
+			return
+		}
+	}
+}
+
+// Buckets returns the names of all buckets.
+func (t *Tx) Buckets() (names []string) {
+	_ = t.tx.ForEach(func(name []byte, _ *bbolt.Bucket) error { // f never fails
+		names = append(names, string(name))
+		return nil
+	})
+	return names
+}
+
+// Verify checks every page and value and reports what is wrong.
+func (d *DB) Verify(report func(problem string)) error {
+	return d.View(func(t *Tx) error {
+		for err := range t.tx.Check() {
+			report(err.Error())
+		}
+		for _, bucket := range t.Buckets() {
+			t.Each(bucket, func(_, _ []byte, err error) bool {
+				if err != nil {
+					report(err.Error())
+				}
+				return true
+			})
+		}
+		return nil
+	})
+}

@@ -1,0 +1,127 @@
+package storage
+
+import (
+	"errors"
+	"fmt"
+
+	"dazaar-edge/storage/durable"
+)
+
+// Mend rewrites damaged heads and feet of closed segments where they follow
+// from what is whole: a head from the foot of the segment before, a foot from
+// the segment's own blocks. newOwner returns an owner to compute with. It says
+// what it did; what cannot be mended is left as it is.
+func (l *Log) Mend(newOwner func() Owner) (done []string, err error) {
+	l.wmu.Lock()
+	defer l.wmu.Unlock()
+	if l.closed {
+		return nil, ErrClosed
+	}
+	for i := range len(l.segs) - 1 {
+		what, err := l.mendSegment(i, newOwner)
+		done = append(done, what...)
+		if err != nil {
+			return done, classify(err)
+		}
+	}
+	return done, nil
+}
+
+func (l *Log) mendSegment(i int, newOwner func() Owner) (done []string, err error) {
+	s, next := l.segs[i], l.segs[i+1]
+	f, err := l.cfg.FS.Open(join(l.cfg.Dir, s.name()))
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() // what was written is synced before
+	h, err := readHeader(f, s)
+	if errors.Is(err, ErrCorrupt) && i > 0 {
+		if h, err = l.mendHead(f, i); err == nil {
+			done = append(done, fmt.Sprintf("%s: head rewritten from the segment before", s.name()))
+		}
+	}
+	if errors.Is(err, ErrCorrupt) {
+		return done, nil
+	} else if err != nil {
+		return done, err
+	}
+	if ft, err := readFooter(f, l.geo, s.seq); err == nil && ft.kind == footerClosed {
+		return done, nil
+	} else if err != nil && !errors.Is(err, ErrCorrupt) {
+		return done, err
+	}
+	err = l.mendFoot(f, s, next, h, newOwner())
+	switch {
+	case errors.Is(err, ErrCorrupt):
+		return done, nil // blocks are damaged too
+	case err != nil:
+		return done, err
+	}
+	return append(done, fmt.Sprintf("%s: foot rewritten from the blocks", s.name())), nil
+}
+
+// mendHead writes the head of segment number i from the foot of the one before.
+func (l *Log) mendHead(f durable.File, i int) (header, error) {
+	s, before := l.segs[i], l.segs[i-1]
+	if before.seq+1 != s.seq {
+		return header{}, fmt.Errorf("%w: the segment before is missing", ErrCorrupt)
+	}
+	b, err := l.cfg.FS.OpenRead(join(l.cfg.Dir, before.name()))
+	if err != nil {
+		return header{}, err
+	}
+	ft, err := readFooter(b, l.geo, before.seq)
+	if err = errors.Join(err, b.Close()); err != nil {
+		return header{}, err
+	}
+	if ft.kind != footerClosed || ft.end != s.first {
+		return header{}, fmt.Errorf("%w: the segment before does not lead here", ErrCorrupt)
+	}
+	h := header{segment: s.seq, pages: l.geo.pages, block: s.first, keys: ft.keys, digest: ft.digest, id: l.id, created: ft.written, state: ft.state}
+	image, err := h.encode()
+	if err != nil {
+		return h, err
+	}
+	if err := writeFull(f, image, 0); err != nil {
+		return h, err
+	}
+	return h, f.Datasync()
+}
+
+// mendFoot writes the foot of segment s, whose blocks must all be readable and
+// lead to the next segment.
+func (l *Log) mendFoot(f durable.File, s, next segment, h header, o Owner) error {
+	sc, err := scanSegment(f, l.geo, s, h)
+	if err != nil {
+		return err
+	}
+	n := len(sc.pages)
+	if n == 0 || sc.pages[n-1].flags&flagSegment == 0 {
+		return fmt.Errorf("%w: pages are missing", ErrCorrupt)
+	}
+	final := sc.pages[n-1]
+	end, err := sc.replay(o, tail{info: final, ends: true})
+	if err != nil {
+		return err
+	}
+	if end != next.first {
+		return fmt.Errorf("%w: the blocks do not lead to the next segment", ErrCorrupt)
+	}
+	w := writer{file: f, seg: s, commit: final.commit, next: end, keys: h.keys}
+	w.open.number = final.number
+	for _, p := range sc.pages {
+		w.dir = append(w.dir, p.block)
+	}
+	if _, err := walk(sc.source(tail{info: final}), 0, final.number, func(i uint64, _ Weight, data []byte) (bool, error) {
+		for k, v := range o.Keys(i, data) {
+			w.keys[k] = max(w.keys[k], v)
+		}
+		return true, nil
+	}); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	l.read.forget(s.seq)
+	l.mu.Unlock()
+	return w.writeFooter(l.geo, o, footerClosed, l.cfg.Now())
+}
