@@ -137,19 +137,25 @@ func (l *Log) dropOldest(keep bool) error {
 		return fmt.Errorf("storage: the only segment cannot be dropped")
 	}
 	l.cfg.Owner.Dropping(l.segs[1].first)
-	name := join(l.cfg.Dir, l.segs[0].name())
+	segs := l.segs
+	l.mu.Lock() // readers leave the file before it gets another name
+	l.read.forget(segs[0].seq)
+	l.segs = append([]segment(nil), segs[1:]...)
+	l.mu.Unlock()
+	name := join(l.cfg.Dir, segs[0].name())
+	var err error
 	if keep {
-		if err := l.cfg.FS.Rename(name, join(l.cfg.Dir, spareName)); err != nil {
-			return err
-		}
-		l.spare.renamed = true
-	} else if err := l.cfg.FS.Remove(name); err != nil {
+		err = l.cfg.FS.Rename(name, join(l.cfg.Dir, spareName))
+	} else {
+		err = l.cfg.FS.Remove(name)
+	}
+	if err != nil {
+		l.mu.Lock()
+		l.segs = segs
+		l.mu.Unlock()
 		return err
 	}
-	l.mu.Lock()
-	l.read.forget(l.segs[0].seq)
-	l.segs = append([]segment(nil), l.segs[1:]...)
-	l.mu.Unlock()
+	l.spare.renamed = l.spare.renamed || keep
 	return nil
 }
 
