@@ -16,6 +16,9 @@ import (
 // maxQueue is how many bytes of blocks wait for the committer at most.
 const maxQueue = 2 << 20
 
+// blockOverhead is what a block takes in the queue besides its bytes.
+const blockOverhead = 192
+
 // ErrBusy says that too much waits to be committed already; nothing was added.
 var ErrBusy = errors.New("feed: too much is waiting for the card")
 
@@ -136,17 +139,25 @@ func (q *queue) hurry() {
 	q.poke()
 }
 
-// Append adds blocks and returns the index of the first when they are durable.
-// If ctx ends first, they may become durable later.
+// Append adds blocks and returns the index of the first when they are durable
+// (with a [PartialError] too). If ctx ends first, they may become durable later.
 func (l *Log) Append(ctx context.Context, blocks ...block.Block) (uint64, error) {
 	t, err := l.submit(blocks, true, nil)
 	if err != nil {
 		return 0, err
 	}
 	if err := t.Wait(ctx); err != nil {
-		return 0, err
+		return t.firstIfPartial(err), err
 	}
 	return t.first, nil
+}
+
+// firstIfPartial returns where the durable part of a batch begins.
+func (t *Ticket) firstIfPartial(err error) uint64 {
+	if partial := (*PartialError)(nil); errors.As(err, &partial) {
+		return t.first
+	}
+	return 0
 }
 
 // Submit adds blocks, all behind each other, and returns at once. The bytes
@@ -163,7 +174,7 @@ func (l *Log) submit(blocks []block.Block, urgent bool, w *Writer) (*Ticket, err
 		if len(b.Data) > l.st.MaxBlock() {
 			return nil, fmt.Errorf("%w: block of %d bytes, at most %d", storage.ErrTooLarge, len(b.Data), l.st.MaxBlock())
 		}
-		size += len(b.Data)
+		size += len(b.Data) + blockOverhead
 		leaves[i] = merkle.Leaf(0, b.Data) // hashed here, outside the committer
 	}
 	q := &l.queue
@@ -216,6 +227,8 @@ func (l *Log) commitLoop() {
 	defer close(l.done)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	marks := time.NewTicker(marksEvery)
+	defer marks.Stop()
 	for {
 		take, wait, closed := l.due()
 		switch {
@@ -223,6 +236,7 @@ func (l *Log) commitLoop() {
 			l.commit(take)
 			clear(take)
 			l.queue.free = take
+			l.settleGaps()
 			continue
 		case closed:
 			return
@@ -231,8 +245,24 @@ func (l *Log) commitLoop() {
 		}
 		select {
 		case <-l.queue.wake:
+			if l.manyUnsaved() {
+				l.commitMarks()
+			}
 		case <-timer.C:
+		case <-marks.C:
+			l.commitMarks()
 		}
+	}
+}
+
+// marksEvery is how long a signed head waits for a commit of blocks to ride on.
+const marksEvery = 10 * time.Second
+
+// commitMarks makes signed heads durable without blocks.
+func (l *Log) commitMarks() {
+	l.writeMarks()
+	if err := l.st.Commit(); err != nil {
+		l.log.Warn("signed heads are not noted", "log", l.cfg.Dir, "error", err)
 	}
 }
 
@@ -243,21 +273,20 @@ func (l *Log) commit(take []batch) {
 	l.queue.mu.Unlock()
 	take = l.queue.refuse(take)
 	err := error(storage.ErrClosed)
-	last := l.queue.last
 	from := l.st.Length()
 	if !dropped {
 		err = l.appendAll(take)
 	}
 	if err != nil {
-		l.queue.last = last // spans are counted from what is in the log
+		l.queue.last = l.lastPack() // spans are counted from what is in the log
 	}
 	length := l.st.Length()
 	for _, b := range take {
 		b.ticket.first = from
 		from += uint64(len(b.blocks))
-		if err != nil && from > length {
+		if err != nil && (from > length || len(b.blocks) == 0) {
 			b.ticket.err = err
-			if n := int(length) - int(b.ticket.first); n > 0 {
+			if n := int(length) - int(b.ticket.first); n > 0 && len(b.blocks) > 0 {
 				b.ticket.err = &PartialError{n, err}
 			}
 			l.queue.fail(b.writer, b.ticket.err)
@@ -324,23 +353,37 @@ func (p *lastPack) weigh(b block.Block) storage.Weight {
 		return storage.Weight{}
 	}
 	w := storage.Weight{Readings: b.Readings}
-	if p.valid && p.stamp.Boot == b.Stamp.Boot && b.Stamp.Mono > p.stamp.Mono {
+	if p.valid && p.stamp.Boot == b.Stamp.Boot {
+		if b.Stamp.Mono <= p.stamp.Mono {
+			return w // out of order: that time is counted already
+		}
 		w.Span = uint64((b.Stamp.Mono - p.stamp.Mono).Milliseconds())
 	}
 	*p = lastPack{b.Stamp, true}
 	return w
 }
 
-// lastPack finds the newest pack near the end of the log.
+// lastPack finds the newest pack near the end of the log. Sensed time is not
+// counted over blocks that cannot be read.
 func (l *Log) lastPack() (p lastPack) {
 	const look = 64
 	length := l.st.Length()
-	from := max(l.st.First(), length-min(length, look))
-	_ = l.st.Range(from, length, func(_ uint64, _ storage.Weight, data []byte) bool {
-		if b, err := l.cfg.Encoding.Inspect(data); err == nil {
-			p.weigh(b)
+	for from := max(l.st.First(), length-min(length, look)); from < length; {
+		err := l.st.Range(from, length, func(_ uint64, _ storage.Weight, data []byte) bool {
+			if b, err := l.cfg.Encoding.Inspect(data); err == nil {
+				p.weigh(b)
+			}
+			return true
+		})
+		var damage *storage.CorruptError
+		if !errors.As(err, &damage) {
+			if err != nil {
+				p.valid = false
+			}
+			break
 		}
-		return true
-	})
+		p.valid = false
+		from = max(damage.End, from+1)
+	}
 	return p
 }

@@ -276,16 +276,15 @@ func (w *world) crash() error {
 
 type savedSales struct {
 	sales map[[32]byte]SaleState
-	epoch uint64
-	log   [16]byte
+	epoch Epoch
 }
 
 // rollbackSales lets the sales' store lose its newest states too.
 func (w *world) rollbackSales() {
-	now := savedSales{maps.Clone(w.sales.sales), w.sales.epoch, w.sales.log}
+	now := savedSales{maps.Clone(w.sales.sales), w.sales.epoch}
 	w.saves = append(w.saves, now)
 	back := w.saves[max(0, len(w.saves)-1-w.rng.IntN(3))]
-	w.sales.sales, w.sales.epoch, w.sales.log = maps.Clone(back.sales), back.epoch, back.log
+	w.sales.sales, w.sales.epoch = maps.Clone(back.sales), back.epoch
 }
 
 // runCrashes runs points crashes, perSeed with each seed; part of parts.
@@ -403,7 +402,6 @@ type blindSales struct{ *memorySales }
 
 func (b blindSales) Load(buyer [32]byte) (SaleState, bool, error) {
 	s, ok, err := b.memorySales.Load(buyer)
-	epoch, _, _ := b.Epoch()
-	s.Settled, s.Signed = epoch, 0
+	s.Settled, s.Signed = b.memorySales.epoch.Number, 0
 	return s, ok, err
 }

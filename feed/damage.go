@@ -27,13 +27,19 @@ const maxLost = 1000
 // CauseDamage is the cause in the gap entry for blocks that cannot be read.
 const CauseDamage = "damage"
 
-// lostRanges are the blocks for which a gap entry was made.
+// lostRanges are the blocks for which a gap entry was made or is on its way.
 type lostRanges struct {
 	fs   durable.FS
 	name string
 
-	mu     sync.Mutex
-	ranges []storage.Gap // guarded by mu
+	mu      sync.Mutex
+	ranges  []storage.Gap // there is an entry; guarded by mu, like all below
+	waiting []waitingGap  // there will be
+}
+
+type waitingGap struct {
+	gap    storage.Gap
+	ticket *Ticket // nil until it was submitted
 }
 
 func (r *lostRanges) load(fsys durable.FS, dir string) error {
@@ -71,37 +77,101 @@ func unsum(b []byte) ([]byte, error) {
 	return b[4:], nil
 }
 
+// all returns the ranges that are known to be lost.
 func (r *lostRanges) all() []storage.Gap {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return append([]storage.Gap(nil), r.ranges...)
+	out := slices.Clone(r.ranges)
+	for _, w := range r.waiting {
+		out = append(out, w.gap)
+	}
+	return out
 }
 
-func (r *lostRanges) has(g storage.Gap) bool {
-	return slices.ContainsFunc(r.ranges, func(known storage.Gap) bool { return known.First <= g.First && g.End <= known.End })
+func covers(ranges []storage.Gap, g storage.Gap) bool {
+	return slices.ContainsFunc(ranges, func(known storage.Gap) bool { return known.First <= g.First && g.End <= known.End })
 }
 
-// covers tells whether a range is known to be lost.
+// covers tells whether there is an entry for a range.
 func (r *lostRanges) covers(g storage.Gap) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.has(g)
+	return covers(r.ranges, g)
 }
 
-// add notes a range durably; it is false if it was known or cannot be noted.
-func (r *lostRanges) add(g storage.Gap) bool {
+// claim takes a range that nobody made an entry for, or is making one.
+func (r *lostRanges) claim(g storage.Gap) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.has(g) || len(r.ranges) >= maxLost {
+	if covers(r.ranges, g) || len(r.ranges)+len(r.waiting) >= maxLost {
 		return false
 	}
-	ranges := append(append([]storage.Gap(nil), r.ranges...), g)
-	b, err := json.Marshal(ranges)
-	if err != nil || durable.WriteFile(r.fs, r.name, sum(b)) != nil {
-		return false
+	for _, w := range r.waiting {
+		if covers([]storage.Gap{w.gap}, g) {
+			return false
+		}
 	}
-	r.ranges = ranges
+	r.waiting = append(r.waiting, waitingGap{gap: g})
 	return true
+}
+
+// submitted says that the entry of a claimed range is on its way, or (nil) that
+// it cannot be: then the range is noted when it is met again.
+func (r *lostRanges) submitted(g storage.Gap, t *Ticket) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for i, w := range r.waiting {
+		if w.gap == g && w.ticket == nil {
+			r.waiting[i].ticket = t
+			if t == nil {
+				r.waiting = slices.Delete(r.waiting, i, i+1)
+			}
+			return
+		}
+	}
+}
+
+// settle takes over the ranges whose entries are durable, forgets dropped ones,
+// and saves the rest.
+func (r *lostRanges) settle(first uint64) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.waiting) == 0 {
+		return nil
+	}
+	changed := false
+	r.waiting = slices.DeleteFunc(r.waiting, func(w waitingGap) bool {
+		if w.ticket == nil {
+			return false
+		}
+		select {
+		case <-w.ticket.Done():
+		default:
+			return false
+		}
+		if w.ticket.err == nil {
+			r.ranges = append(r.ranges, w.gap)
+			changed = true
+		}
+		return true
+	})
+	if !changed {
+		return nil
+	}
+	r.ranges = slices.DeleteFunc(r.ranges, func(g storage.Gap) bool { return g.End <= first })
+	b, err := json.Marshal(r.ranges)
+	if err != nil {
+		return err
+	}
+	return durable.WriteFile(r.fs, r.name, sum(b))
+}
+
+// settleGaps notes which gap entries became durable. If that cannot be saved,
+// they are made again after the next start.
+func (l *Log) settleGaps() {
+	if err := l.lost.settle(l.st.First()); err != nil {
+		l.log.Warn("lost ranges are not noted", "log", l.cfg.Dir, "error", err)
+	}
 }
 
 // noteError makes a gap entry of damage that is met for the first time.
@@ -113,51 +183,19 @@ func (l *Log) noteError(err error) {
 }
 
 func (l *Log) noteLost(g storage.Gap, why string) {
-	if !l.lost.add(g) {
+	if !l.lost.claim(g) {
 		return
 	}
 	l.log.Error("blocks are lost", "log", l.cfg.Dir, "first", g.First, "end", g.End, "why", why)
 	b, err := l.cfg.Encoding.Entry(l.gapOf(g.First, g.End))
+	var t *Ticket
 	if err == nil {
-		_, err = l.Submit(b)
+		t, err = l.Submit(b)
 	}
+	l.lost.submitted(g, t)
 	if err != nil {
-		l.log.Error("no gap entry for lost blocks", "log", l.cfg.Dir, "error", err)
+		l.log.Error("no gap entry for lost blocks yet", "log", l.cfg.Dir, "error", err)
 	}
-}
-
-// salvage appends the blocks behind a cut, as far as they can be read, as
-// recovered entries, and a gap entry for the rest. The copies that Open set
-// aside are removed when that is durable. It runs before the committer.
-func (l *Log) salvage(names []string) error {
-	for _, name := range slices.Clone(names) {
-		next := l.st.Length()
-		cut := next
-		var failed error
-		err := l.st.Salvage(name, func(i uint64, _ storage.Weight, data []byte) bool {
-			if i < next {
-				return true
-			}
-			if i > next {
-				failed = errors.Join(failed, l.appendNow(l.gapOf(next, i)))
-			}
-			failed = errors.Join(failed, l.appendNow(l.recovered(i, 0, data)...))
-			l.start.Recovered++
-			next = i + 1
-			return failed == nil
-		})
-		if err = errors.Join(err, failed); err != nil {
-			return err
-		}
-		l.log.Warn("blocks of a damaged tail were appended again", "log", l.cfg.Dir, "from", cut, "count", l.start.Recovered)
-		if err := l.st.Commit(); err != nil {
-			return err
-		}
-		if err := l.st.RemoveDamaged(name); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 func (l *Log) gapOf(first, end uint64) *block.Entry {
@@ -220,7 +258,7 @@ func (l *Log) Mend(ctx context.Context) (done []string, err error) {
 	}); err != nil {
 		return done, err
 	}
-	before := len(l.lost.all())
+	before := l.lost.all()
 	for at, end := l.st.First(), l.st.Length(); at < end; {
 		err := l.Range(at, end, func(uint64, storage.Weight, []byte) bool { return true })
 		var damage *storage.CorruptError
@@ -232,8 +270,13 @@ func (l *Log) Mend(ctx context.Context) (done []string, err error) {
 		}
 		break
 	}
-	for _, g := range l.lost.all()[before:] {
-		done = append(done, fmt.Sprintf("blocks %d to %d are lost: marked by a gap entry", g.First, g.End-1))
+	if err := l.Flush(ctx); err != nil {
+		return done, err
 	}
-	return done, l.Flush(ctx)
+	for _, g := range l.lost.all() {
+		if !covers(before, g) {
+			done = append(done, fmt.Sprintf("blocks %d to %d are lost: marked by a gap entry", g.First, g.End-1))
+		}
+	}
+	return done, nil
 }

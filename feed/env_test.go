@@ -36,8 +36,7 @@ func (k testKeys) SignDevice(m []byte) []byte { return ed25519.Sign(k.device(), 
 type memorySales struct {
 	mu    sync.Mutex
 	sales map[[32]byte]SaleState
-	epoch uint64
-	log   [16]byte
+	epoch Epoch
 }
 
 func newSales() *memorySales { return &memorySales{sales: map[[32]byte]SaleState{}} }
@@ -69,9 +68,9 @@ func (m *memorySales) Each(f func([32]byte, SaleState) bool) error {
 	return nil
 }
 
-func (m *memorySales) Epoch() (uint64, [16]byte, error) { return m.epoch, m.log, nil }
+func (m *memorySales) Epoch() (Epoch, error) { return m.epoch, nil }
 
-func (m *memorySales) SetEpoch(e uint64, log [16]byte) error { m.epoch, m.log = e, log; return nil }
+func (m *memorySales) SetEpoch(e Epoch) error { m.epoch = e; return nil }
 
 // env is a log on a simulated disk.
 type env struct {

@@ -101,7 +101,8 @@ type Log struct {
 	lost  lostRanges
 	start Recovery
 
-	marksMu sync.Mutex
+	salesMu sync.Mutex        // held while a sale's state is loaded, changed and saved
+	marksMu sync.Mutex        // never held while storage or sales are called
 	signed  map[[32]byte]mark // newest signed heads; guarded by marksMu
 	unsaved map[[32]byte]bool // those not yet in a mark; guarded by marksMu
 
@@ -322,7 +323,12 @@ func (l *Log) Close() error {
 		return nil
 	}
 	<-l.done
-	return l.st.Close()
+	l.writeMarks()
+	l.settleGaps()
+	if err := l.st.Close(); err != nil {
+		return err
+	}
+	return l.endEpoch()
 }
 
 // Abort ends the log at once, as if the process had died.

@@ -1,6 +1,7 @@
 package feed
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"sync"
@@ -91,17 +92,19 @@ func (r nodeReader) dropped(x, first uint64) (merkle.Node, error) {
 }
 
 // rootAt returns the root x of the log as it was when the segment began.
-func rootAt(seg *storage.Segment, x uint64) (merkle.Node, bool) {
-	t, err := parseRoots(seg.State, seg.First)
-	if err != nil {
-		return merkle.Node{}, false
+func rootAt(seg *storage.Segment, x uint64) (n merkle.Node, ok bool) {
+	var buf [64]uint64
+	index := merkle.AppendRoots(buf[:0], seg.First)
+	if len(seg.State) != len(index)*tileSize {
+		return n, false
 	}
-	for _, n := range t.Roots() {
-		if n.Index == x {
-			return n, true
+	for i, root := range index {
+		if root == x {
+			b := seg.State[i*tileSize:]
+			return merkle.Node{Index: x, Size: binary.LittleEndian.Uint64(b), Hash: merkle.Hash(b[8:tileSize])}, true
 		}
 	}
-	return merkle.Node{}, false
+	return n, false
 }
 
 // in returns a node that ends in the segment: one that is stored, one from a
@@ -163,6 +166,7 @@ func (r nodeReader) storedTiles(seg *storage.Segment) (*tiles, error) {
 	t, _, err := parseTiles(seg.Summary, seg.First, seg.End)
 	if err != nil {
 		if t, err = r.l.rebuildTiles(seg); err != nil {
+			r.l.noteError(err)
 			return nil, err
 		}
 	}
@@ -211,6 +215,7 @@ func (r nodeReader) fromTile(seg *storage.Segment, number uint64, level uint, x 
 	}
 	t, err := r.l.computeTile(seg, number, level, r.h.tree.Length())
 	if err != nil {
+		r.l.noteError(err)
 		return merkle.Node{}, missing(x, err)
 	}
 	c.leaves = prepend(c.leaves, t, cachedTiles)

@@ -101,9 +101,11 @@ func (l *Log) dropping(first uint64) {
 	r := nodeReader{l, l.tree.published()}
 	keep := map[uint64]merkle.Node{}
 	l.keepCoarse(r, first, keep)
-	l.eachSignedLength(first, func(length uint64) bool {
-		return l.keepPath(r, length, first, keep)
-	})
+	for _, length := range l.signedLengths(first, l.pins.limit/4) {
+		if !l.keepPath(r, length, first, keep) {
+			break
+		}
+	}
 	if err := l.pins.save(keep); err != nil {
 		l.log.Warn("nodes of dropped blocks are not kept: buyers with old heads get new feeds", "log", l.cfg.Dir, "error", err)
 	}
@@ -126,10 +128,18 @@ func (l *Log) keepCoarse(r nodeReader, first uint64, keep map[uint64]merkle.Node
 }
 
 // keepPath keeps what proves later heads to one whose head of length blocks lies
-// before first: the right siblings above its last block. It tells whether there
-// is room for more.
+// before first: the right siblings above its last block; and the roots of that
+// head, by which it is known again. It tells whether there is room for more.
 func (l *Log) keepPath(r nodeReader, length, first uint64, keep map[uint64]merkle.Node) bool {
 	var path []merkle.Node
+	var buf [64]uint64
+	for _, x := range merkle.AppendRoots(buf[:0], length) {
+		n, err := r.Node(x)
+		if err != nil {
+			return true // it was lost before
+		}
+		path = append(path, n)
+	}
 	for x := 2 * (length - 1); ; x = merkle.Parent(x) {
 		s := merkle.Sibling(x)
 		if s < x {

@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 
 	"dazaar-edge/feed/merkle"
@@ -20,120 +22,193 @@ type SaleState struct {
 	// Settled is the epoch in which the feed was last compared with the
 	// buyer's copy.
 	Settled uint64
-	// Signed is at least as long as the newest head that was signed before the
-	// last orderly save.
+	// Signed is the longest head of this generation and fork that was signed
+	// when the state was saved; later ones are in the log's marks.
 	Signed uint64
 }
 
-// Sales keeps the state of sales durably: Save returns when it survives a power
-// cut.
+// Epoch counts the opens of a log after which sales must be settled.
+type Epoch struct {
+	Number uint64
+	Log    [16]byte // the log's id
+	// Length and TreeHash are the head when the log was closed in order. A log
+	// that comes back with another one was restored from a copy.
+	Length   uint64
+	TreeHash merkle.Hash
+}
+
+// Sales keeps the state of sales durably: Save and SetEpoch return when it
+// survives a power cut. The log calls Load and Save of a sale one at a time.
 type Sales interface {
 	Load(buyer [32]byte) (SaleState, bool, error)
 	Save(states map[[32]byte]SaleState) error
 	// Each calls f for every sale until it returns false.
 	Each(f func(buyer [32]byte, s SaleState) bool) error
-	// Epoch returns the epoch and the log it counts for; zeros at first.
-	Epoch() (epoch uint64, log [16]byte, err error)
-	SetEpoch(epoch uint64, log [16]byte) error
+	Epoch() (Epoch, error)
+	SetEpoch(Epoch) error
 }
 
 // mark is the newest head that was signed for a sale.
-type mark struct{ length, fork uint64 }
+type mark struct{ length, fork, generation uint64 }
 
-const markPrefix = "s"
+// of tells whether the mark is of the feed in this state.
+func (m mark) of(s SaleState) bool { return m.fork == s.Fork && m.generation == s.Generation }
+
+const (
+	markPrefix = "s"
+	markSize   = 24
+)
+
+func (m mark) encode() []byte {
+	b := binary.LittleEndian.AppendUint64(nil, m.length)
+	b = binary.LittleEndian.AppendUint64(b, m.fork)
+	return binary.LittleEndian.AppendUint64(b, m.generation)
+}
 
 // loadMarks reads the signed heads that rode on commits.
 func (l *Log) loadMarks() {
 	l.st.Marks(func(key string, v []byte) bool {
-		if len(key) == 1+32 && key[:1] == markPrefix && len(v) == 16 {
-			l.signed[[32]byte([]byte(key[1:]))] = mark{binary.LittleEndian.Uint64(v), binary.LittleEndian.Uint64(v[8:])}
+		if len(key) == 1+32 && key[:1] == markPrefix && len(v) == markSize {
+			l.signed[[32]byte([]byte(key[1:]))] = mark{
+				binary.LittleEndian.Uint64(v), binary.LittleEndian.Uint64(v[8:]), binary.LittleEndian.Uint64(v[16:]),
+			}
 		}
 		return true
 	})
 }
 
-// writeMarks hands signed heads to the running commit. When there is no room
-// for more, all go to the sales' own store.
-func (l *Log) writeMarks() {
+// maxUnsaved is how many signed heads may wait for a commit.
+const maxUnsaved = 256
+
+func (l *Log) manyUnsaved() bool {
 	l.marksMu.Lock()
 	defer l.marksMu.Unlock()
-	for buyer := range l.unsaved {
-		m := l.signed[buyer]
-		v := binary.LittleEndian.AppendUint64(nil, m.length)
-		v = binary.LittleEndian.AppendUint64(v, m.fork)
-		err := l.st.SetMark(markPrefix+string(buyer[:]), v)
+	return len(l.unsaved) > maxUnsaved
+}
+
+// writeMarks hands signed heads to the running commit. When there is no room
+// for more, all go to the sales' own store. No lock is held while the storage
+// is called, which may call back.
+func (l *Log) writeMarks() {
+	l.marksMu.Lock()
+	unsaved := l.unsaved
+	l.unsaved = map[[32]byte]bool{}
+	todo := make(map[[32]byte]mark, len(unsaved))
+	for buyer := range unsaved {
+		todo[buyer] = l.signed[buyer]
+	}
+	l.marksMu.Unlock()
+	for buyer, m := range todo {
+		err := l.st.SetMark(markPrefix+string(buyer[:]), m.encode())
 		if errors.Is(err, storage.ErrMarksFull) {
 			err = l.spill()
+			if err == nil {
+				return // it took all
+			}
 		}
 		if err != nil {
 			l.log.Warn("signed heads are not noted", "log", l.cfg.Dir, "error", err)
+			l.marksMu.Lock()
+			for b := range unsaved {
+				l.unsaved[b] = true
+			}
+			l.marksMu.Unlock()
 			return
 		}
-		delete(l.unsaved, buyer)
 	}
 }
 
 // spill moves all signed heads from the marks to the sales' store.
 func (l *Log) spill() error {
-	states := make(map[[32]byte]SaleState, len(l.signed))
-	for buyer, m := range l.signed {
-		s, _, err := l.cfg.Sales.Load(buyer)
+	l.salesMu.Lock()
+	defer l.salesMu.Unlock()
+	l.marksMu.Lock()
+	signed := maps.Clone(l.signed)
+	l.marksMu.Unlock()
+	states := make(map[[32]byte]SaleState, len(signed))
+	for buyer, m := range signed {
+		s, ok, err := l.cfg.Sales.Load(buyer)
 		if err != nil {
 			return err
 		}
-		s.Signed = m.length
-		states[buyer] = s
+		if ok && m.of(s) && m.length > s.Signed {
+			s.Signed = m.length
+			states[buyer] = s
+		}
 	}
 	if err := l.cfg.Sales.Save(states); err != nil {
 		return err
 	}
-	for buyer := range l.signed {
+	l.marksMu.Lock()
+	for buyer, m := range signed {
+		if l.signed[buyer] == m { // else it changed meanwhile, and is written later
+			delete(l.signed, buyer)
+			delete(l.unsaved, buyer)
+		}
+	}
+	l.marksMu.Unlock()
+	for buyer := range signed {
 		l.st.RemoveMark(markPrefix + string(buyer[:]))
 	}
-	clear(l.signed)
-	clear(l.unsaved)
 	return nil
 }
 
-// eachSignedLength calls f with the signed lengths before first, longest first
-// among those that changed lately, until it returns false.
-func (l *Log) eachSignedLength(first uint64, f func(length uint64) bool) {
+// signedLengths returns the signed lengths before first, longest first, at most
+// limit.
+func (l *Log) signedLengths(first uint64, limit int) []uint64 {
+	lengths := map[uint64]bool{}
 	l.marksMu.Lock()
-	recent := make(map[[32]byte]uint64, len(l.signed))
-	for b, m := range l.signed {
-		recent[b] = m.length
+	for _, m := range l.signed {
+		if m.length > 0 && m.length < first {
+			lengths[m.length] = true
+		}
 	}
 	l.marksMu.Unlock()
-	more := true
-	for _, n := range recent {
-		if more && n > 0 && n < first {
-			more = f(n)
-		}
+	trim := func() []uint64 {
+		all := slices.Sorted(maps.Keys(lengths))
+		slices.Reverse(all)
+		return all[:min(len(all), limit)]
 	}
-	err := l.cfg.Sales.Each(func(b [32]byte, s SaleState) bool {
-		if _, ok := recent[b]; !ok && s.Signed > 0 && s.Signed < first {
-			more = more && f(s.Signed)
+	err := l.cfg.Sales.Each(func(_ [32]byte, s SaleState) bool {
+		if s.Signed > 0 && s.Signed < first {
+			lengths[s.Signed] = true
 		}
-		return more
+		if len(lengths) > 2*limit {
+			kept := trim()
+			clear(lengths)
+			for _, n := range kept {
+				lengths[n] = true
+			}
+		}
+		return true
 	})
 	if err != nil {
 		l.log.Warn("sales cannot be read", "log", l.cfg.Dir, "error", err)
 	}
+	return trim()
 }
 
 // beginEpoch begins a new epoch, in which all sales must be settled, unless the
-// log was closed in order and is the one that the sales are of.
+// log is as it was when it was closed in order.
 func (l *Log) beginEpoch(found storage.Recovery) error {
-	epoch, id, err := l.cfg.Sales.Epoch()
+	e, err := l.cfg.Sales.Epoch()
 	if err != nil {
 		return err
 	}
-	l.epoch = epoch
-	if epoch > 0 && found.Clean && id == l.st.ID() {
-		return nil
+	h := l.tree.published()
+	same := e.Number > 0 && found.Clean && e.Log == l.st.ID() && e.Length == h.tree.Length() && e.TreeHash == h.tree.Hash()
+	if !same {
+		e = Epoch{Number: e.Number + 1, Log: l.st.ID()}
+		err = l.cfg.Sales.SetEpoch(e)
 	}
-	l.epoch++
-	return l.cfg.Sales.SetEpoch(l.epoch, l.st.ID())
+	l.epoch = e.Number
+	return err
+}
+
+// endEpoch notes the head of a log that was closed in order.
+func (l *Log) endEpoch() error {
+	h := l.tree.published()
+	return l.cfg.Sales.SetEpoch(Epoch{Number: l.epoch, Log: l.st.ID(), Length: h.tree.Length(), TreeHash: h.tree.Hash()})
 }
 
 // Feed is the log under the key of one sale. All methods are safe for
@@ -154,15 +229,27 @@ type Feed struct {
 // Rekey returns the feed of a sale to buyer, and begins the sale if there was
 // none. Use one Feed for a buyer at a time.
 func (l *Log) Rekey(buyer [32]byte) (*Feed, error) {
+	l.salesMu.Lock()
+	defer l.salesMu.Unlock()
 	s, ok, err := l.cfg.Sales.Load(buyer)
 	if err != nil {
 		return nil, err
 	}
-	if !ok {
+	l.marksMu.Lock()
+	m, marked := l.signed[buyer]
+	l.marksMu.Unlock()
+	// A mark that is ahead of the sale's state: that was lost or is an old one.
+	// Epoch 0 never is, so the feed is not settled.
+	if marked && (m.generation > s.Generation || m.generation == s.Generation && m.fork > s.Fork || !ok) {
+		s = SaleState{Generation: max(m.generation, s.Generation), Fork: m.fork}
+	} else if !ok {
 		s = SaleState{Settled: l.epoch}
-		if err := l.cfg.Sales.Save(map[[32]byte]SaleState{buyer: s}); err != nil {
-			return nil, err
-		}
+	} else {
+		f := &Feed{l: l, buyer: buyer, state: s}
+		return f, f.derive()
+	}
+	if err := l.cfg.Sales.Save(map[[32]byte]SaleState{buyer: s}); err != nil {
+		return nil, err
 	}
 	f := &Feed{l: l, buyer: buyer, state: s}
 	return f, f.derive()
@@ -171,6 +258,8 @@ func (l *Log) Rekey(buyer [32]byte) (*Feed, error) {
 // Renew ends the feed of a sale and begins its next one: after a burn, or when
 // the buyer's head lies too far back. The old key is never used again.
 func (l *Log) Renew(buyer [32]byte) (*Feed, error) {
+	l.salesMu.Lock()
+	defer l.salesMu.Unlock()
 	s, _, err := l.cfg.Sales.Load(buyer)
 	if err != nil {
 		return nil, err
@@ -179,11 +268,8 @@ func (l *Log) Renew(buyer [32]byte) (*Feed, error) {
 	if err := l.cfg.Sales.Save(map[[32]byte]SaleState{buyer: s}); err != nil {
 		return nil, err
 	}
-	l.marksMu.Lock()
-	l.signed[buyer] = mark{}
-	l.unsaved[buyer] = true
-	l.marksMu.Unlock()
 	f := &Feed{l: l, buyer: buyer, state: s}
+	f.note(0)
 	return f, f.derive()
 }
 
@@ -218,15 +304,37 @@ func (f *Feed) Fork() uint64 {
 	return f.state.Fork
 }
 
-// signedLength returns the longest head known to be signed.
+// signedLength returns the longest head of this fork that is known to be signed.
 func (f *Feed) signedLength() uint64 {
+	n := f.state.Signed
 	f.l.marksMu.Lock()
-	defer f.l.marksMu.Unlock()
-	n := max(f.l.signed[f.buyer].length, f.state.Signed)
-	if f.sig != nil {
+	if m := f.l.signed[f.buyer]; m.of(f.state) {
+		n = max(n, m.length)
+	}
+	f.l.marksMu.Unlock()
+	if f.sig != nil && f.last.Fork == f.state.Fork {
 		n = max(n, f.last.Length)
 	}
 	return n
+}
+
+// note takes a head of this many blocks as the newest that was signed. A mark
+// of a later generation or fork stays.
+func (f *Feed) note(length uint64) {
+	m := mark{length, f.state.Fork, f.state.Generation}
+	l := f.l
+	l.marksMu.Lock()
+	old, ok := l.signed[f.buyer]
+	newer := !ok || m.generation > old.generation || m.generation == old.generation && (m.fork > old.fork || m.fork == old.fork && m.length > old.length)
+	if newer {
+		l.signed[f.buyer] = m
+		l.unsaved[f.buyer] = true
+	}
+	many := len(l.unsaved) > maxUnsaved
+	l.marksMu.Unlock()
+	if many {
+		l.queue.poke()
+	}
 }
 
 // Settled tells whether heads may be signed for a buyer that shows this fork and
@@ -250,19 +358,25 @@ func (f *Feed) settled() bool {
 // never used. It fails with [ErrTooOld] if the head lies so far in the dropped
 // part that this cannot be told: then [Log.Renew] is the way.
 func (f *Feed) Settle(head *merkle.Head, claimed uint64) error {
+	f.l.salesMu.Lock()
+	defer f.l.salesMu.Unlock()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	s := f.state
 	length := f.l.st.Length()
-	same := head != nil && head.Fork == s.Fork && head.Length <= length && claimed <= s.Fork && f.signedLength() <= length
-	if same && head.Length > 0 {
+	signed := f.signedLength()
+	// An empty head is no proof of anything: nobody signs it.
+	same := head != nil && head.Length > 0 && head.Fork == s.Fork && head.Length <= length && claimed <= s.Fork && signed <= length
+	if same {
 		h, err := f.l.TreeHashAt(head.Length)
 		if err != nil {
 			return fmt.Errorf("%w: %d blocks: %w", ErrTooOld, head.Length, err)
 		}
 		same = h == head.TreeHash
 	}
-	if !same {
+	if same {
+		s.Signed = max(signed, head.Length)
+	} else {
 		s.Fork = max(s.Fork, claimed)
 		if head != nil {
 			s.Fork = max(s.Fork, head.Fork)
@@ -274,24 +388,12 @@ func (f *Feed) Settle(head *merkle.Head, claimed uint64) error {
 	if err := f.l.cfg.Sales.Save(map[[32]byte]SaleState{f.buyer: s}); err != nil {
 		return err
 	}
+	f.state = s
 	if !same {
 		f.sig = nil
-		f.l.note(f.buyer, mark{0, s.Fork}, true)
-	} else {
-		f.l.note(f.buyer, mark{head.Length, s.Fork}, false)
 	}
-	f.state = s
+	f.note(s.Signed)
 	return nil
-}
-
-// note takes a signed head as the newest of a sale.
-func (l *Log) note(buyer [32]byte, m mark, reset bool) {
-	l.marksMu.Lock()
-	if reset || l.signed[buyer].length < m.length {
-		l.signed[buyer] = m
-		l.unsaved[buyer] = true
-	}
-	l.marksMu.Unlock()
 }
 
 // Head returns the committed head and its signature under the feed key. It
@@ -310,7 +412,7 @@ func (f *Feed) signHead(h head) (merkle.Head, []byte, error) {
 	out := merkle.Head{Fork: f.state.Fork, Length: h.tree.Length(), TreeHash: h.tree.Hash()}
 	if f.sig == nil || f.last != out {
 		f.sig, f.last = f.manifest.Sign(f.priv, f.key, out), out
-		f.l.note(f.buyer, mark{out.Length, out.Fork}, false)
+		f.note(out.Length)
 	}
 	return out, f.sig, nil
 }

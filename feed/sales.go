@@ -78,22 +78,26 @@ func (d dbSales) Each(f func([32]byte, SaleState) bool) error {
 }
 
 // Epoch implements [Sales].
-func (d dbSales) Epoch() (epoch uint64, log [16]byte, err error) {
+func (d dbSales) Epoch() (e Epoch, err error) {
 	err = d.db.View(func(tx *storage.Tx) error {
 		v, err := tx.Get(d.bucket, []byte(epochKey))
-		if err != nil || len(v) != 24 {
+		if err != nil || len(v) != 64 {
 			return err
 		}
-		epoch = binary.LittleEndian.Uint64(v)
-		copy(log[:], v[8:])
+		e.Number, e.Length = binary.LittleEndian.Uint64(v), binary.LittleEndian.Uint64(v[24:])
+		copy(e.Log[:], v[8:])
+		copy(e.TreeHash[:], v[32:])
 		return nil
 	})
-	return epoch, log, err
+	return e, err
 }
 
 // SetEpoch implements [Sales].
-func (d dbSales) SetEpoch(epoch uint64, log [16]byte) error {
+func (d dbSales) SetEpoch(e Epoch) error {
 	return d.db.Update(func(tx *storage.Tx) error {
-		return tx.Put(d.bucket, []byte(epochKey), append(binary.LittleEndian.AppendUint64(nil, epoch), log[:]...))
+		v := binary.LittleEndian.AppendUint64(nil, e.Number)
+		v = append(v, e.Log[:]...)
+		v = binary.LittleEndian.AppendUint64(v, e.Length)
+		return tx.Put(d.bucket, []byte(epochKey), append(v, e.TreeHash[:]...))
 	})
 }

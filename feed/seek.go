@@ -15,8 +15,13 @@ const (
 	keyClock = 1 // 1 + index of a clock entry
 )
 
-// maxBootFixes bounds how many clock entries of one boot a search looks at.
-const maxBootFixes = 64
+// maxBootFixes bounds how many clock entries a search looks at, and maxPassed
+// how many blocks with a wall time of their own it passes by: more than that
+// lie in its way only after the clock was set back, again and again.
+const (
+	maxBootFixes = 1024
+	maxPassed    = 1024
+)
 
 // stampAt returns the stamp and kind of the first readable block at or after i,
 // and its index; end if there is none before.
@@ -50,14 +55,15 @@ func (l *Log) stampAt(i, end uint64) (block.Block, uint64, error) {
 // time nobody knows are passed by; times are right to their uncertainty.
 func (l *Log) Seek(t time.Time) (uint64, error) {
 	length := l.st.Length()
+	target := max(timeKey(t), 1)
 	// best is the first block that itself says so late a time. One without a
-	// wall time may come before it, in a boot whose clock entry came later:
-	// that entry is no older than the newest time known before best.
-	best, _, err := l.scanKey(keyTime, timeKey(t.UnixMicro()), length)
+	// wall time may come before it: its clock entry is the first behind best,
+	// or lies between there and the newest time known before best.
+	best, _, err := l.scanKey(keyTime, target, length)
 	if err != nil {
 		return 0, err
 	}
-	oldest, err := l.newestBoot(best)
+	newest, err := l.newestKnown(best)
 	if err != nil {
 		return 0, err
 	}
@@ -66,46 +72,44 @@ func (l *Log) Seek(t time.Time) (uint64, error) {
 		return 0, err
 	}
 	var boot bootFixes
-	for more := true; more; {
+	for range maxBootFixes {
 		b, i, err := l.stampAt(c, min(c+1, length))
 		if err != nil {
 			return 0, err
 		}
 		if i == c && b.Entry == block.Clock {
 			if b.Stamp.Boot != boot.number {
-				if best, err = l.searchBoot(&boot, t, best); err != nil {
+				if best, err = l.searchBoot(&boot, target, best); err != nil {
 					return 0, err
 				}
 				boot = bootFixes{number: b.Stamp.Boot}
 			}
-			if b.Stamp.Boot < oldest {
-				return best, nil
-			}
 			boot.add(l, b)
 		}
-		if c, more, err = l.clockBefore(c); err != nil {
+		before, more, err := l.clockBefore(c)
+		if err != nil {
 			return 0, err
 		}
+		if !more || c <= newest && c < best {
+			break
+		}
+		c = before
 	}
-	return l.searchBoot(&boot, t, best)
+	return l.searchBoot(&boot, target, best)
 }
 
-// newestBoot returns the boot of the block that says the newest time before
-// block i; 0 if none does.
-func (l *Log) newestBoot(i uint64) (uint32, error) {
+// newestKnown returns the block that says the newest time before block i; 0 if
+// none does.
+func (l *Log) newestKnown(i uint64) (uint64, error) {
 	if i == l.st.First() {
 		return 0, nil
 	}
-	newest, err := l.maxKey(keyTime, i)
-	if err != nil || newest == 0 {
+	key, err := l.maxKey(keyTime, i)
+	if err != nil || key == 0 {
 		return 0, err
 	}
-	at, _, err := l.scanKey(keyTime, newest, i)
-	if err != nil {
-		return 0, err
-	}
-	b, _, err := l.stampAt(at, i)
-	return b.Stamp.Boot, err
+	at, _, err := l.scanKey(keyTime, key, i)
+	return at, err
 }
 
 // scanKey returns the first block before end whose key is target or more, or
@@ -193,8 +197,8 @@ func (b *bootFixes) add(l *Log, blk block.Block) {
 }
 
 // searchBoot returns the first block before best, of this boot and without a
-// wall time of its own, whose resolved time is t or later; or best.
-func (l *Log) searchBoot(boot *bootFixes, t time.Time, best uint64) (uint64, error) {
+// wall time of its own, whose resolved time is target µs or later; or best.
+func (l *Log) searchBoot(boot *bootFixes, target, best uint64) (uint64, error) {
 	first := l.st.First()
 	zone := time.Duration(0) // nearest to each fix: zones that end halfway to the next
 	for n := len(boot.fixes) - 1; n >= 0; n-- {
@@ -203,7 +207,7 @@ func (l *Log) searchBoot(boot *bootFixes, t time.Time, best uint64) (uint64, err
 		if n > 0 {
 			end = (fix.Mono + boot.fixes[n-1].Mono + 1) / 2
 		}
-		from := max(zone, time.Duration(t.UnixMicro())*time.Microsecond-fix.Offset)
+		from := max(zone, time.Duration(target)*time.Microsecond-fix.Offset)
 		zone = end
 		if from >= end {
 			continue
@@ -212,7 +216,7 @@ func (l *Log) searchBoot(boot *bootFixes, t time.Time, best uint64) (uint64, err
 		if err != nil {
 			return best, err
 		}
-		for ; lo < best; lo++ {
+		for passed := 0; lo < best && passed < maxPassed; passed++ {
 			b, i, err := l.stampAt(lo, best)
 			if err != nil {
 				return best, err
@@ -223,6 +227,7 @@ func (l *Log) searchBoot(boot *bootFixes, t time.Time, best uint64) (uint64, err
 			if b.Stamp.Wall.IsZero() && b.Entry != block.Clock {
 				return i, nil
 			}
+			lo++
 		}
 	}
 	return best, nil

@@ -3,8 +3,8 @@ package feed
 import (
 	"encoding/binary"
 	"fmt"
-	"math"
 	"sync"
+	"time"
 
 	"dazaar-edge/feed/block"
 	"dazaar-edge/feed/merkle"
@@ -274,10 +274,13 @@ func keys(i uint64, b block.Block, enc block.Encoding) (k [2]uint64) {
 		}
 	}
 	if !wall.IsZero() {
-		k[0] = timeKey(wall.UnixMicro())
+		k[0] = timeKey(wall)
 	}
 	return k
 }
 
-// timeKey is a time in µs since 1970 as a key; times before 1970 are 0.
-func timeKey(us int64) uint64 { return uint64(min(max(us, 0), math.MaxInt64-1)) }
+// timeKey is a time in µs since 1970 as a key, within what a block can say.
+func timeKey(t time.Time) uint64 {
+	const last = 1 << 32 // seconds, see package block
+	return uint64(min(max(t.Unix(), 0), last))*1e6 + uint64(t.Nanosecond()/1e3)
+}

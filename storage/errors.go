@@ -22,6 +22,9 @@ var (
 	ErrLocked = durable.ErrLocked
 	// ErrCorrupt says that bytes on the disk are not what was written.
 	ErrCorrupt = errors.New("storage: corrupt")
+	// ErrUnreadable says that the device failed to read. It is transient or
+	// not; unlike ErrCorrupt it says nothing of what was written.
+	ErrUnreadable = errors.New("storage: the device cannot read")
 	// ErrDropped says that a block was dropped by retention.
 	ErrDropped = errors.New("storage: block was dropped by retention")
 	// ErrRange says that a block does not exist yet.

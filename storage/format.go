@@ -37,13 +37,18 @@ const (
 const (
 	flagCommit  = 1 << iota // a commit ends here; the digest stands at the end
 	flagSegment             // the segment ends here
+	flagFirst               // no commit of this segment was durable when this one was written
 )
 
 // Kinds of footer, in its flags.
 const (
 	footerClosed     = 1 // the segment is full and closed
 	footerCheckpoint = 2 // the log was closed while the segment was open
+	footerSealed     = 3 // both: the log was closed before the next segment was made
 )
+
+// closed tells whether a footer is that of a full segment.
+func (f *footer) closed() bool { return f.kind == footerClosed || f.kind == footerSealed }
 
 var le = binary.LittleEndian
 
@@ -222,8 +227,8 @@ func parseHeader(b []byte) (h header, err error) {
 	if err != nil {
 		return h, err
 	}
-	h.pages, h.block = int(le.Uint32(b[16:])), le.Uint64(b[24:])
-	n := int(le.Uint32(b[20:]))
+	h.pages, h.block = int(min(le.Uint32(b[16:]), maxPages+1)), le.Uint64(b[24:])
+	n := int(min(le.Uint32(b[20:]), PageSize))
 	h.keys = [2]uint64{le.Uint64(b[32:]), le.Uint64(b[40:])}
 	copy(h.digest[:], b[48:])
 	copy(h.id[:], b[80:])
@@ -295,7 +300,7 @@ func parseFooter(b []byte) (f footer, err error) {
 		}
 		*field, rest = rest[:n:n], rest[n:]
 	}
-	f.pages = int(le.Uint32(b[100:]))
+	f.pages = int(min(le.Uint32(b[100:]), maxPages))
 	return f, nil
 }
 

@@ -42,6 +42,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
+	"strings"
 	"sync"
 
 	"dazaar-edge/storage/durable"
@@ -163,7 +165,13 @@ type Recovery struct {
 type Gap struct{ First, End uint64 }
 
 // Recovery returns what Open found.
-func (l *Log) Recovery() Recovery { return l.recovery }
+func (l *Log) Recovery() Recovery {
+	l.wmu.Lock()
+	defer l.wmu.Unlock()
+	r := l.recovery
+	r.Damaged, r.Gaps = slices.Clone(r.Damaged), slices.Clone(r.Gaps)
+	return r
+}
 
 // ID returns the random name that the log got when it was made. A log that
 // takes the place of a lost one has another.
@@ -259,6 +267,18 @@ func (l *Log) open() (err error) {
 // create begins an empty log.
 func (l *Log) create() error {
 	l.recovery.Created = true
+	seq := uint64(1) // above all that were used: an old page must not fit
+	for _, name := range l.recovery.Damaged {
+		if s, ok := parseSegmentName(strings.TrimSuffix(name, damagedSuffix)); ok {
+			seq = max(seq, s.seq+1)
+		}
+	}
+	if l.spare.renamed {
+		if err := l.cfg.FS.Remove(join(l.cfg.Dir, spareName)); err != nil {
+			return err
+		}
+		l.spare.renamed = false
+	}
 	if _, err := io.ReadFull(l.cfg.Rand, l.id[:]); err != nil {
 		return err
 	}
@@ -266,7 +286,7 @@ func (l *Log) create() error {
 		return err
 	}
 	l.w.slot = noSlot
-	return l.startSegment(segment{seq: 1, first: 0})
+	return l.startSegment(segment{seq: seq, first: 0})
 }
 
 // Append adds a block behind the last and returns its index. The block is not
@@ -325,6 +345,11 @@ func (l *Log) commit(end bool) error {
 	if l.spare.created {
 		return l.rollback(errors.New("the next segment is not durable yet"))
 	}
+	if blocks {
+		if err := l.removeNote(); err != nil {
+			return l.rollback(err)
+		}
+	}
 	slot := w.slot
 	if blocks {
 		if w.open.used > bodyEnd {
@@ -335,6 +360,9 @@ func (l *Log) commit(end bool) error {
 		}
 		info := w.info()
 		info.flags, info.digest = flagCommit, l.cfg.Owner.Digest()
+		if w.saved.next == w.seg.first {
+			info.flags |= flagFirst
+		}
 		off := l.geo.dataOff(info.number)
 		if end {
 			info.flags |= flagSegment
@@ -356,19 +384,39 @@ func (l *Log) commit(end bool) error {
 	l.marks.written()
 	if blocks {
 		w.commit++
-		w.slot, w.sealed = slot, end
+		w.slot, w.sealed, w.failed = slot, end, false
 		w.save()
-		l.publish()
+		l.publish(nil)
 		l.cfg.Owner.Committed()
 		l.growSpare(spareStep)
 	}
 	return nil
 }
 
-// publish makes what was committed visible to readers.
-func (l *Log) publish() {
+// removeNote removes the note that the log was closed, before anything is
+// committed that it does not know.
+func (l *Log) removeNote() error {
+	if !l.w.noted {
+		return nil
+	}
+	if err := writeFull(l.w.file, make([]byte, PageSize), int64(l.geo.footerPage())*PageSize); err != nil {
+		return err
+	}
+	if err := l.w.file.Datasync(); err != nil {
+		return err
+	}
+	l.w.noted = false
+	return nil
+}
+
+// publish makes what was committed visible to readers, together with a new list
+// of segments if there is one.
+func (l *Log) publish(segs []segment) {
 	w := &l.w
 	l.mu.Lock()
+	if segs != nil {
+		l.segs = segs
+	}
 	l.length = w.next
 	l.tail, l.tailNo = w.open.page, w.open.number
 	l.dir = w.dir
@@ -378,6 +426,7 @@ func (l *Log) publish() {
 
 // rollback forgets what was appended since the last commit.
 func (l *Log) rollback(err error) error {
+	l.w.failed = true
 	l.w.commit++ // a number that may stand on the disk is never used again
 	l.w.restore()
 	l.marks.failed()
@@ -404,7 +453,7 @@ func (w *writer) writeFooter(g geometry, o Owner, kind byte, now uint64) error {
 	room := g.footerSize() - footerHead - len(dir) - len(state)
 	ft := footer{
 		kind: kind, segment: w.seg.seq, commit: w.commit, end: w.next, keys: w.keys, digest: o.Digest(),
-		written: now, pages: w.open.number + 1, dir: dir, state: state, summary: o.Summary(room, kind == footerClosed),
+		written: now, pages: w.open.number + 1, dir: dir, state: state, summary: o.Summary(room, kind != footerCheckpoint),
 	}
 	b, err := ft.encode(g.footerSize())
 	if err != nil {
@@ -425,8 +474,17 @@ func (l *Log) Close() error {
 		return nil
 	}
 	err := l.commit(false)
-	if err == nil && !l.w.sealed && !l.spare.created {
-		err = l.w.writeFooter(l.geo, l.cfg.Owner, footerCheckpoint, l.cfg.Now())
+	kind := byte(footerCheckpoint)
+	if l.w.sealed {
+		kind = footerSealed
+	}
+	if err == nil && l.w.failed && !l.w.sealed {
+		// The other slot may hold what a failed commit left: it must not be
+		// newer than what is noted here.
+		err = l.rewriteTail()
+	}
+	if err == nil && !l.spare.created {
+		err = l.w.writeFooter(l.geo, l.cfg.Owner, kind, l.cfg.Now())
 	}
 	l.closed = true
 	return errors.Join(err, l.closeFiles())

@@ -22,6 +22,9 @@ const (
 type markStore struct {
 	values map[string]mark
 	pages  []markPage
+	// removed says on which page a removed key may still stand durably: until
+	// that is overwritten it belongs to no other.
+	removed map[string]int
 }
 
 type mark struct {
@@ -39,7 +42,7 @@ type markPage struct {
 }
 
 func (m *markStore) init(g geometry) {
-	m.values = map[string]mark{}
+	m.values, m.removed = map[string]mark{}, map[string]int{}
 	m.pages = make([]markPage, g.marks)
 }
 
@@ -62,26 +65,30 @@ func (m *markStore) set(key string, value []byte) error {
 	if had && bytes.Equal(old.value, value) {
 		return nil
 	}
-	page := old.page
+	// A key never changes its page: two pages are not written as one.
+	page, fixed := old.page, had
 	if !had {
-		page = -1
-	} else if grow := len(value) - len(old.value); m.pages[page].used+grow > PageSize-marksHead {
+		page, fixed = m.removed[key], false
+		if _, ok := m.removed[key]; ok {
+			fixed = true
+		}
+	}
+	grow := entrySize(key, value)
+	if had {
+		grow = len(value) - len(old.value)
+	}
+	if !fixed {
+		page = slices.IndexFunc(m.pages, func(p markPage) bool { return p.used+grow <= PageSize-marksHead })
+	} else if m.pages[page].used+grow > PageSize-marksHead {
 		page = -1
 	}
 	if page < 0 {
-		for i := range m.pages {
-			if m.pages[i].used+entrySize(key, value) <= PageSize-marksHead {
-				page = i
-				break
-			}
-		}
-		if page < 0 {
-			return ErrMarksFull
-		}
+		return ErrMarksFull
 	}
 	if had {
 		m.remove(key)
 	}
+	delete(m.removed, key)
 	m.values[key] = mark{bytes.Clone(value), page}
 	m.pages[page].used += entrySize(key, value)
 	m.pages[page].dirty = true
@@ -93,6 +100,7 @@ func (m *markStore) remove(key string) {
 		delete(m.values, key)
 		m.pages[old.page].used -= entrySize(key, old.value)
 		m.pages[old.page].dirty = true
+		m.removed[key] = old.page
 	}
 }
 
@@ -146,7 +154,7 @@ func parseMarks(b []byte, i int, segment uint64) (entries map[string][]byte, use
 // load reads the marks of a segment and returns how many pages of those that
 // were ever written could not be read.
 func (m *markStore) load(f durable.File, g geometry, segment uint64) (bad int, err error) {
-	b, err := readPages(f, g.markPage(0), 2*g.marks)
+	b, _, err := readEach(f, g.markPage(0), 2*g.marks)
 	if err != nil {
 		return 0, err
 	}
@@ -206,6 +214,7 @@ func (m *markStore) written() {
 	for i := range m.pages {
 		if p := &m.pages[i]; p.tried {
 			*p = markPage{used: p.used, alt: 1 - p.alt, version: p.version + p.skip + 1}
+			maps.DeleteFunc(m.removed, func(_ string, page int) bool { return page == i })
 		}
 	}
 }

@@ -45,7 +45,10 @@ func (l *Log) mendSegment(i int, newOwner func() Owner) (done []string, err erro
 	} else if err != nil {
 		return done, err
 	}
-	if ft, err := readFooter(f, l.geo, s.seq); err == nil && ft.kind == footerClosed {
+	l.mu.Lock()
+	l.read.forget(s.seq)
+	l.mu.Unlock()
+	if ft, err := readFooter(f, l.geo, s.seq); err == nil && ft.closed() {
 		return done, nil
 	} else if err != nil && !errors.Is(err, ErrCorrupt) {
 		return done, err
@@ -74,18 +77,27 @@ func (l *Log) mendHead(f durable.File, i int) (header, error) {
 	if err = errors.Join(err, b.Close()); err != nil {
 		return header{}, err
 	}
-	if ft.kind != footerClosed || ft.end != s.first {
+	if !ft.closed() || ft.end != s.first {
 		return header{}, fmt.Errorf("%w: the segment before does not lead here", ErrCorrupt)
 	}
-	h := header{segment: s.seq, pages: l.geo.pages, block: s.first, keys: ft.keys, digest: ft.digest, id: l.id, created: ft.written, state: ft.state}
+	_, old, err := l.headOf(before)
+	if err != nil {
+		return header{}, err
+	}
+	h := header{segment: s.seq, pages: l.geo.pages, block: s.first, keys: ft.keys, digest: ft.digest, id: old.id, created: ft.written, state: ft.state}
+	return h, writeHead(f, h)
+}
+
+// writeHead replaces a damaged head.
+func writeHead(f durable.File, h header) error {
 	image, err := h.encode()
 	if err != nil {
-		return h, err
+		return err
 	}
 	if err := writeFull(f, image, 0); err != nil {
-		return h, err
+		return err
 	}
-	return h, f.Datasync()
+	return f.Datasync()
 }
 
 // mendFoot writes the foot of segment s, whose blocks must all be readable and

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"sort"
+	"strings"
 	"sync"
 
 	"dazaar-edge/storage/durable"
@@ -21,11 +23,12 @@ const (
 // reader finds and checks pages for readers. Its lock is taken with Log.mu held
 // for reading, which keeps the files in place.
 type reader struct {
-	l     *Log
-	mu    sync.Mutex
-	pages []cachedPage // guarded by mu, like all below; newest first
-	views []*Segment   // newest first
-	files []cachedFile // newest first
+	l      *Log
+	mu     sync.Mutex
+	pages  []cachedPage // guarded by mu, like all below; newest first
+	views  []*Segment   // newest first
+	files  []cachedFile // newest first
+	closed bool
 }
 
 type cachedPage struct {
@@ -48,7 +51,7 @@ func (r *reader) close() {
 	for _, f := range r.files {
 		f.f.Close() // read only
 	}
-	r.files, r.pages, r.views = nil, nil, nil
+	r.files, r.pages, r.views, r.closed = nil, nil, nil, true
 }
 
 // forget drops what is cached of a segment.
@@ -194,7 +197,7 @@ func (r *reader) view(i int) (*Segment, error) {
 func (r *reader) closedView(f durable.File, i int, v *Segment) error {
 	v.End = r.l.segs[i+1].first
 	ft, err := readFooter(f, r.l.geo, v.Seq)
-	if err == nil && ft.kind == footerClosed && ft.end <= v.End {
+	if err == nil && ft.closed() && ft.end <= v.End {
 		if v.dir, err = parseDir(ft.dir, v.First, ft.pages); err == nil {
 			v.End, v.Summary = ft.end, ft.summary
 			return nil
@@ -264,6 +267,9 @@ func (l *Log) Range(from, to uint64, f func(block uint64, w Weight, data []byte)
 	defer l.mu.RUnlock()
 	l.read.mu.Lock()
 	defer l.read.mu.Unlock()
+	if l.read.closed {
+		return ErrClosed
+	}
 	for from < to {
 		i, err := l.locate(from)
 		if err != nil {
@@ -313,12 +319,15 @@ func (r *reader) segmentRange(i int, from, to uint64, f func(uint64, Weight, []b
 	case err == nil:
 		return 0, false, r.lost(i, start, at, end, errors.New("blocks are missing"))
 	case errors.Is(err, ErrCorrupt):
-		page := start
+		page, first := start, at
 		var pe *pageError
 		if errors.As(err, &pe) {
 			page = pe.page
 		}
-		return 0, false, r.lost(i, page, at, r.readableFrom(i, page+1, at, end, v.dir), err)
+		if page < len(v.dir) {
+			first = min(first, v.dir[page]) // the whole page is lost, not from here on only
+		}
+		return 0, false, r.lost(i, page, first, r.readableFrom(i, page+1, at, end, v.dir), err)
 	}
 	return 0, false, err
 }
@@ -346,6 +355,9 @@ func (l *Log) SegmentAt(i uint64) (Segment, error) {
 	defer l.mu.RUnlock()
 	l.read.mu.Lock()
 	defer l.read.mu.Unlock()
+	if l.read.closed {
+		return Segment{}, ErrClosed
+	}
 	n, err := l.locate(i)
 	if err != nil {
 		return Segment{}, err
@@ -366,6 +378,9 @@ func (l *Log) FindKey(k int, target uint64) (uint64, error) {
 	defer l.mu.RUnlock()
 	l.read.mu.Lock()
 	defer l.read.mu.Unlock()
+	if l.read.closed {
+		return 0, ErrClosed
+	}
 	var failed error
 	n := sort.Search(len(l.segs), func(n int) bool {
 		v, err := l.read.view(n)
@@ -373,7 +388,7 @@ func (l *Log) FindKey(k int, target uint64) (uint64, error) {
 			failed = err
 			return true
 		}
-		return v.State != nil && v.keys[k] >= target
+		return v.State != nil && v.keys[k] >= target || v.State == nil && l.read.reached(n, 0, len(v.dir), k, target)
 	}) - 1
 	if failed != nil || n < 0 {
 		return l.segs[0].first, failed
@@ -382,10 +397,7 @@ func (l *Log) FindKey(k int, target uint64) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	page := sort.Search(len(v.dir), func(p int) bool {
-		_, info, err := l.read.page(n, p)
-		return err == nil && info.keys[k] >= target // a damaged page is passed by
-	}) - 1
+	page := sort.Search(len(v.dir), func(p int) bool { return l.read.reached(n, p, len(v.dir), k, target) }) - 1
 	if page < 0 {
 		return v.First, nil
 	}
@@ -400,6 +412,9 @@ func (l *Log) KeysBefore(i uint64) (first uint64, keys [2]uint64, err error) {
 	defer l.mu.RUnlock()
 	l.read.mu.Lock()
 	defer l.read.mu.Unlock()
+	if l.read.closed {
+		return 0, keys, ErrClosed
+	}
 	n := len(l.segs) - 1
 	if i < l.length {
 		if n, err = l.locate(i); err != nil {
@@ -420,6 +435,17 @@ func (l *Log) KeysBefore(i uint64) (first uint64, keys [2]uint64, err error) {
 	return v.First, v.keys, nil
 }
 
+// reached tells whether the running maximum of key k is target or more before
+// data page p or, if that is damaged, before the next readable one.
+func (r *reader) reached(i, p, pages, k int, target uint64) bool {
+	for ; p < pages; p++ {
+		if _, info, err := r.page(i, p); err == nil {
+			return info.keys[k] >= target
+		}
+	}
+	return true
+}
+
 // Salvage reads a copy that Open set aside (see [Recovery]) and calls f for
 // each block that can still be read, until f returns false.
 func (l *Log) Salvage(name string, f func(block uint64, w Weight, data []byte) bool) error {
@@ -428,7 +454,11 @@ func (l *Log) Salvage(name string, f func(block uint64, w Weight, data []byte) b
 		return err
 	}
 	defer file.Close()
-	return salvage(file, l.geo, f)
+	seg, ok := parseSegmentName(strings.TrimSuffix(name, damagedSuffix))
+	if !ok {
+		return fmt.Errorf("%w: %s is no copy of a segment", ErrCorrupt, name)
+	}
+	return salvage(file, l.geo, seg.seq, f)
 }
 
 // RemoveDamaged removes a copy that was set aside.
@@ -442,39 +472,45 @@ func (l *Log) RemoveDamaged(name string) error {
 	return l.cfg.FS.SyncDir(l.cfg.Dir)
 }
 
-// salvage walks every run of readable pages of a segment, the slots' included.
-func salvage(f durable.File, g geometry, fn func(uint64, Weight, []byte) bool) error {
-	b, err := readPages(f, 0, g.pages)
-	if err != nil && !errors.Is(err, ErrCorrupt) {
+// salvage walks every run of readable pages of a segment, up to the newest tail
+// image. What cannot be read is left out.
+func salvage(f durable.File, g geometry, seq uint64, fn func(uint64, Weight, []byte) bool) error {
+	b, _, err := readEach(f, 0, g.pages)
+	if err != nil {
 		return err
 	}
-	seq := le.Uint64(b[8:])
-	if _, err := parseHeader(b[:PageSize]); err != nil {
-		seq = newestSegment(b, g)
-	}
-	images := map[int][]byte{}
-	for n := range g.dataPages() {
+	images := make([][]byte, g.dataPages())
+	for n := range images {
 		images[n] = b[g.dataOff(n):][:PageSize]
 	}
-	for i := range slots {
-		image := b[(slotPage+i)*PageSize:][:PageSize]
-		if info, err := parsePage(image, seq); err == nil {
-			if old, err := parsePage(images[info.number], seq); err != nil || old.used < info.used {
-				images[info.number] = image
+	sc := scan{f: bytesAt(b), g: g, seg: segment{seq: seq}}
+	if err := sc.readSlots(); err != nil {
+		return err
+	}
+	if best := sc.newest(); best != noSlot && sc.slots[best].number < len(images) {
+		images = images[:sc.slots[best].number+1]
+		for _, i := range []int{1 - best, best} { // the newer one last
+			if n := sc.slots[i].number; sc.valid[i] && n < len(images) {
+				if home, err := parsePage(images[n], seq); err != nil || home.commit <= sc.slots[i].commit || n == len(images)-1 {
+					images[n] = sc.images[i]
+				}
 			}
 		}
 	}
+	oldest := uint64(0) // pages behind must not be older
 	src := func(n int) ([]byte, pageInfo, error) {
 		info, err := parsePage(images[n], seq)
+		if err == nil && (info.number != n || info.commit < oldest) {
+			err = fmt.Errorf("%w: page of another commit", ErrCorrupt)
+		}
+		if err == nil {
+			oldest = info.commit
+		}
 		return images[n], info, err
 	}
-	for n := 0; n < g.dataPages(); {
-		if _, _, err := src(n); err != nil {
-			n++
-			continue
-		}
+	for n := 0; n < len(images); {
 		more := true
-		_, err := walk(src, n, g.dataPages()-1, func(block uint64, w Weight, data []byte) (bool, error) {
+		_, err := walk(src, n, len(images)-1, func(block uint64, w Weight, data []byte) (bool, error) {
 			more = fn(block, w, bytes.Clone(data))
 			return more, nil
 		})
@@ -487,12 +523,12 @@ func salvage(f durable.File, g geometry, fn func(uint64, Weight, []byte) bool) e
 	return nil
 }
 
-// newestSegment returns the highest segment number on a valid data page.
-func newestSegment(b []byte, g geometry) (seq uint64) {
-	for n := range g.dataPages() {
-		if _, s, err := unseal(b[g.dataOff(n):][:PageSize], kindData); err == nil {
-			seq = max(seq, s)
-		}
-	}
-	return seq
-}
+// bytesAt is a file in memory, for reading.
+type bytesAt []byte
+
+func (b bytesAt) ReadAt(p []byte, off int64) (int, error) { return bytes.NewReader(b).ReadAt(p, off) }
+func (bytesAt) WriteAt([]byte, int64) (int, error)        { return 0, fs.ErrPermission }
+func (bytesAt) Close() error                              { return nil }
+func (bytesAt) Datasync() error                           { return nil }
+func (bytesAt) Forget() error                             { return nil }
+func (b bytesAt) Size() (int64, error)                    { return int64(len(b)), nil }

@@ -3,29 +3,52 @@ package storage
 import (
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 
 	"dazaar-edge/storage/durable"
 )
 
 // pagesOf returns how many pages the segments of a log have: what the newest
-// file of a possible size shows, or else fallback.
+// readable head says that agrees with its file, else what the size of the
+// newest file of a possible size shows, else fallback.
 func (l *Log) pagesOf(found []segment, fallback int) (int, error) {
+	bySize := fallback
 	for i := len(found) - 1; i >= 0; i-- {
-		f, err := l.cfg.FS.OpenRead(join(l.cfg.Dir, found[i].name()))
-		if err != nil {
+		size, h, err := l.headOf(found[i])
+		if err != nil && !errors.Is(err, ErrCorrupt) {
 			return 0, err
 		}
-		size, err := f.Size()
-		if err = errors.Join(err, f.Close()); err != nil {
-			return 0, err
+		pages := int(min(size/PageSize, maxPages+1))
+		if size%PageSize != 0 || pages < minPages || pages > maxPages {
+			continue
 		}
-		if pages := int(size / PageSize); size%PageSize == 0 && pages >= minPages && pages <= maxPages {
+		if err == nil && h.pages == pages {
 			return pages, nil
 		}
+		if bySize == fallback {
+			bySize = pages
+		}
 	}
-	return fallback, nil
+	return bySize, nil
 }
+
+// headOf returns size and head of a segment's file.
+func (l *Log) headOf(s segment) (size int64, h header, err error) {
+	f, err := l.cfg.FS.OpenRead(join(l.cfg.Dir, s.name()))
+	if err != nil {
+		return 0, h, err
+	}
+	defer f.Close()
+	if size, err = f.Size(); err != nil {
+		return 0, h, err
+	}
+	h, err = readHeader(f, s)
+	return size, h, err
+}
+
+// errBadHead says that the head of the newest segment cannot be used.
+var errBadHead = fmt.Errorf("%w: segment head", ErrCorrupt)
 
 // recover finds the end of the log in its newest readable segment.
 func (l *Log) recover(found []segment) error {
@@ -42,7 +65,10 @@ func (l *Log) recover(found []segment) error {
 		last := found[len(found)-1]
 		l.segs = found
 		err := l.recoverLast(last)
-		if !errors.Is(err, ErrCorrupt) {
+		if errors.Is(err, errBadHead) && l.rebuildHead(len(found)-1) == nil {
+			err = l.recoverLast(last)
+		}
+		if !errors.Is(err, errBadHead) {
 			return err
 		}
 		l.log.Error("the newest segment has no readable head: set aside", "segment", last.name(), "error", err)
@@ -53,6 +79,35 @@ func (l *Log) recover(found []segment) error {
 	}
 	l.segs = nil
 	return l.create()
+}
+
+// rebuildHead writes the head of the newest segment anew, from the foot of the
+// one before or, at the beginning of a log, from nothing.
+func (l *Log) rebuildHead(i int) error {
+	s := l.segs[i]
+	f, err := l.cfg.FS.Open(join(l.cfg.Dir, s.name()))
+	if err != nil {
+		return err
+	}
+	defer f.Close() // what was written is synced before
+	if size, err := f.Size(); err != nil || size != l.geo.size() {
+		return errors.Join(err, errBadHead)
+	}
+	if i > 0 {
+		_, err := l.mendHead(f, i)
+		return err
+	}
+	if s.first != 0 {
+		return errBadHead
+	}
+	if err := l.cfg.Owner.Restore(0, nil, nil, 0); err != nil {
+		return err
+	}
+	h := header{segment: s.seq, pages: l.geo.pages, digest: l.cfg.Owner.Digest(), state: l.cfg.Owner.State()}
+	if _, err := io.ReadFull(l.cfg.Rand, h.id[:]); err != nil {
+		return err
+	}
+	return writeHead(f, h)
 }
 
 // gapBefore returns the blocks between segments a and b, whose numbers do not
@@ -94,11 +149,13 @@ func (l *Log) recoverFile(f durable.File, s segment) error {
 		l.log.Warn("cannot drop cached pages", "error", err)
 	}
 	h, err := readHeader(f, s)
-	if err != nil {
-		return err
+	if errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrUnreadable) {
+		return fmt.Errorf("%w: %w", errBadHead, err)
+	} else if err != nil {
+		return fmt.Errorf("%s: %w", s.name(), err)
 	}
 	if h.pages != l.geo.pages {
-		return fmt.Errorf("%w: head says %d pages, file has %d", ErrCorrupt, h.pages, l.geo.pages)
+		return fmt.Errorf("%w: it says %d pages, others have %d", errBadHead, h.pages, l.geo.pages)
 	}
 	l.id = h.id
 	if bad, err := l.marks.load(f, l.geo, s.seq); err != nil {
@@ -113,12 +170,14 @@ func (l *Log) recoverFile(f durable.File, s segment) error {
 	if err != nil {
 		return err
 	}
-	if ft.segment == s.seq && ft.kind == footerCheckpoint {
-		if done, err := l.recoverClean(f, s, h, ft); done || err != nil {
+	sc := &scan{f: f, g: l.geo, seg: s, head: h}
+	if ft.segment == s.seq && ft.kind != footerClosed {
+		sc.closed = &ft
+		if done, err := l.recoverClean(sc); done || err != nil {
 			return err
 		}
 	}
-	return l.recoverScan(f, s, h, ft.commit)
+	return l.recoverScan(sc, ft.commit)
 }
 
 // clearFooter removes what a power cut left of a footer, so that it cannot be
@@ -137,50 +196,58 @@ func (l *Log) clearFooter(f durable.File) error {
 }
 
 // recoverClean opens a log that was closed in order without reading its blocks.
-func (l *Log) recoverClean(f durable.File, s segment, h header, ft footer) (bool, error) {
-	sc := &scan{f: f, g: l.geo, seg: s, head: h}
+// Nothing was committed since: the first commit removes the note.
+func (l *Log) recoverClean(sc *scan) (bool, error) {
+	ft := sc.closed
 	if err := sc.readSlots(); err != nil {
 		return false, err
 	}
 	t := tail{slot: noSlot}
-	for i := range sc.slots {
-		if sc.valid[i] && (t.slot == noSlot || sc.slots[i].commit > t.info.commit) {
-			t = tail{image: sc.images[i], info: sc.slots[i], slot: i}
+	switch {
+	case ft.kind == footerSealed:
+		page, err := readPages(sc.f, l.geo.dataPage(ft.pages-1), 1)
+		if err != nil {
+			return false, nil //nolint:nilerr // then the pages tell
+		}
+		if t.info, err = parsePage(page, sc.seg.seq); err != nil || t.info.flags&flagSegment == 0 {
+			return false, nil //nolint:nilerr // then the pages tell
+		}
+		t.ends = true
+	case ft.end > sc.seg.first:
+		for i := range sc.slots {
+			if sc.valid[i] && sc.slots[i].digest == ft.digest && sc.slots[i].commit <= ft.commit {
+				t = tail{image: sc.images[i], info: sc.slots[i], slot: i}
+			}
+		}
+		if t.slot == noSlot {
+			return false, nil
 		}
 	}
-	if t.slot == noSlot && ft.end != s.first || t.slot != noSlot && (t.info.commit > ft.commit || t.info.digest != ft.digest) {
-		return false, nil
-	}
-	// A commit since then wrote a slot or, if it ended the segment, the tail
-	// page's place.
-	b, err := readPages(f, l.geo.dataPage(t.info.number), 1)
-	if err != nil {
+	dir, err := parseDir(ft.dir, sc.seg.first, ft.pages)
+	if err != nil || ft.pages != t.info.number+1 || t.info.digest != ft.digest && t.slot != noSlot {
 		return false, nil //nolint:nilerr // then the pages tell
 	}
-	if info, err := parsePage(b, s.seq); err == nil && info.commit > ft.commit {
-		return false, nil
-	}
-	dir, err := parseDir(ft.dir, s.first, ft.pages)
-	if err != nil || ft.pages == 0 || ft.pages != t.info.number+1 {
+	if err := l.cfg.Owner.Restore(sc.seg.first, ft.state, ft.summary, ft.end); err != nil || l.cfg.Owner.Digest() != ft.digest {
 		return false, nil //nolint:nilerr // then the pages tell
-	}
-	if err := l.cfg.Owner.Restore(s.first, ft.state, ft.summary, ft.end); err != nil {
-		return false, nil //nolint:nilerr // then the pages tell
-	}
-	if l.cfg.Owner.Digest() != ft.digest {
-		return false, nil
 	}
 	l.recovery.Clean = true
-	return true, l.resume(sc, t, ft.end, ft.commit, dir)
+	if err := l.resume(sc, t, ft.end, ft.commit, dir); err != nil {
+		return false, err
+	}
+	l.w.noted = ft.kind == footerCheckpoint
+	l.w.footed = ft.kind == footerSealed
+	return true, nil
 }
 
 // recoverScan opens the log by reading its last segment. footed is the commit
 // that a footer names: its number is used, though its pages may be gone.
-func (l *Log) recoverScan(f durable.File, s segment, h header, footed uint64) error {
-	sc, err := scanSegment(f, l.geo, s, h)
+func (l *Log) recoverScan(sc *scan, footed uint64) error {
+	s, f, closed := sc.seg, sc.f, sc.closed
+	sc, err := scanSegment(f, l.geo, s, sc.head)
 	if err != nil {
 		return err
 	}
+	sc.closed = closed
 	sc.commit = max(sc.commit, footed)
 	t, next, ok, err := sc.end(l.cfg.Owner)
 	if err != nil {
@@ -195,7 +262,9 @@ func (l *Log) recoverScan(f durable.File, s segment, h header, footed uint64) er
 		dir = append(dir, t.info.block)
 	}
 	if ok {
-		return l.resume(sc, t, next, sc.commit, dir)
+		err := l.resume(sc, t, next, sc.commit, dir)
+		l.w.noted = closed != nil
+		return err
 	}
 	l.log.Error("committed pages are unreadable: the log is cut there, a copy is set aside", "segment", s.name(), "blocks", next)
 	if err := l.setAside(s, f); err != nil {
@@ -204,7 +273,11 @@ func (l *Log) recoverScan(f durable.File, s segment, h header, footed uint64) er
 	if err := l.resume(sc, t, next, sc.commit, dir); err != nil {
 		return err
 	}
-	// Both slots still point behind the damage.
+	// Both slots still point behind the damage, and the foot may.
+	l.w.noted = closed != nil
+	if err := l.removeNote(); err != nil {
+		return err
+	}
 	for range slots {
 		if err := l.rewriteTail(); err != nil {
 			return err
@@ -250,7 +323,7 @@ func (l *Log) resume(sc *scan, t tail, next, commit uint64, dir []uint64) error 
 		}
 	}
 	w.save()
-	l.publish()
+	l.publish(nil)
 	l.cfg.Owner.Committed()
 	return nil
 }
@@ -261,6 +334,9 @@ func (l *Log) rewriteTail() error {
 	w := &l.w
 	info := w.info()
 	info.flags, info.digest = flagCommit, l.cfg.Owner.Digest()
+	if w.saved.next == w.seg.first {
+		info.flags |= flagFirst
+	}
 	if info.used > bodyEnd {
 		return fmt.Errorf("%w: tail page has no room", ErrCorrupt)
 	}
@@ -282,22 +358,45 @@ func (l *Log) rewriteTail() error {
 // file itself if f is nil.
 func (l *Log) setAside(s segment, f durable.File) error {
 	name := s.name() + damagedSuffix
+	if slices.Contains(l.recovery.Damaged, name) {
+		return nil // an earlier copy, which has more: salvage was interrupted
+	}
 	to := join(l.cfg.Dir, name)
 	if f == nil {
 		if err := l.cfg.FS.Rename(join(l.cfg.Dir, s.name()), to); err != nil {
 			return err
 		}
 	} else {
-		b, err := readPages(f, 0, l.geo.pages)
-		if err != nil && !errors.Is(err, ErrCorrupt) {
+		b, _, err := readEach(f, 0, l.geo.pages)
+		if err != nil {
 			return err
 		}
-		if err := durable.WriteFile(l.cfg.FS, to, b); err != nil {
+		if err := l.writeCopy(to, b); err != nil {
 			return err
 		}
 	}
-	if !slices.Contains(l.recovery.Damaged, name) {
-		l.recovery.Damaged = append(l.recovery.Damaged, name)
-	}
+	l.recovery.Damaged = append(l.recovery.Damaged, name)
 	return l.cfg.FS.SyncDir(l.cfg.Dir)
+}
+
+// writeCopy writes a file of the size of a segment; on a full disk it takes the
+// spare segment's place.
+func (l *Log) writeCopy(to string, b []byte) error {
+	err := durable.WriteFile(l.cfg.FS, to, b)
+	if err == nil || !errors.Is(classify(err), ErrFull) || !l.spare.ready && !l.spare.renamed {
+		return err
+	}
+	spare := join(l.cfg.Dir, spareName)
+	f, err := l.cfg.FS.Open(spare)
+	if err != nil {
+		return err
+	}
+	if err = writeFull(f, b, 0); err == nil {
+		err = f.Datasync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	l.spare.ready, l.spare.renamed = false, false
+	return l.cfg.FS.Rename(spare, to)
 }

@@ -11,13 +11,17 @@ import (
 // each commit, so that the work is done when the segment is needed.
 const spareStep = 64 << 10
 
+// spareBackoff is for how many commits it is not tried again when it failed.
+const spareBackoff = 256
+
 // spare is the file that becomes the next segment. Log.wmu guards it.
 type spare struct {
-	ready   bool         // spareName is there, whole and durable
-	renamed bool         // spareName is there, its directory is not synced
-	file    durable.File // spareTemp while it is being filled
-	filled  int64
-	created bool // a segment file got its name, its directory is not synced
+	ready     bool         // spareName is there, whole and durable
+	renamed   bool         // spareName is there, its directory is not synced
+	file      durable.File // spareTemp while it is being filled
+	filled    int64
+	notBefore uint64 // the commit with which filling is tried again
+	created   bool   // a segment file got its name, its directory is not synced
 }
 
 func (s *spare) close() {
@@ -58,11 +62,12 @@ func (l *Log) adoptSpare(found bool) error {
 // growSpare fills n more bytes of the next segment with zeros, if there is room
 // for one more. What fails here is tried again when the segment is needed.
 func (l *Log) growSpare(n int64) {
-	if l.spare.ready || l.spare.renamed || len(l.segs) >= l.maxFiles {
+	if l.spare.ready || l.spare.renamed || len(l.segs) >= l.maxFiles || l.w.commit < l.spare.notBefore {
 		return
 	}
 	if err := l.fillSpare(n); err != nil {
 		l.log.Warn("cannot prepare the next segment", "log", l.cfg.Dir, "error", err)
+		l.spare.notBefore = l.w.commit + spareBackoff
 		l.dropTemp()
 	}
 }
@@ -234,10 +239,7 @@ func (l *Log) startSegment(s segment) error {
 	*w = writer{file: f, seg: s, slot: noSlot, commit: w.commit, next: s.first, keys: w.keys, pend: w.pend[:0]}
 	w.begin(0)
 	w.save()
-	l.mu.Lock()
-	l.segs = append(append([]segment(nil), l.segs...), s)
-	l.mu.Unlock()
-	l.publish()
+	l.publish(append(append([]segment(nil), l.segs...), s))
 	l.cfg.Owner.Started(s.first)
 	if old != nil {
 		if err := old.Close(); err != nil {

@@ -19,7 +19,9 @@ type scan struct {
 	images [slots][]byte
 	valid  [slots]bool
 	commit uint64 // the highest commit number on any page
-	stale  bool   // pages behind the chain were readable
+	// closed is a footer that says how the log was closed; nothing was
+	// committed since. nil if there is none.
+	closed *footer
 }
 
 // tail is where a log ends.
@@ -39,8 +41,8 @@ func scanSegment(f durable.File, g geometry, s segment, h header) (*scan, error)
 	const chunk = 64
 	chained := true
 	for n := 0; n < g.dataPages(); n += chunk {
-		b, err := readPages(f, g.dataPage(n), min(chunk, g.dataPages()-n))
-		if err != nil && !errors.Is(err, ErrCorrupt) {
+		b, _, err := readEach(f, g.dataPage(n), min(chunk, g.dataPages()-n))
+		if err != nil {
 			return nil, err
 		}
 		for i := 0; i < len(b); i += PageSize {
@@ -119,11 +121,29 @@ func (sc *scan) damaged() bool {
 	if !sc.valid[0] || !sc.valid[1] {
 		return false
 	}
-	older := sc.slots[0]
-	if sc.slots[1].commit < older.commit {
-		older = sc.slots[1]
+	return sc.slots[1-sc.newest()].number > len(sc.pages)
+}
+
+// newest returns the slot with the newest valid image; noSlot if there is none.
+func (sc *scan) newest() int {
+	best := noSlot
+	for i := range sc.slots {
+		if sc.valid[i] && (best == noSlot || sc.slots[i].commit > sc.slots[best].commit) {
+			best = i
+		}
 	}
-	return older.number > len(sc.pages)
+	return best
+}
+
+// begun tells whether a commit of this segment is known to have been durable:
+// some image was written when one was, or the log was closed with blocks here.
+func (sc *scan) begun() bool {
+	for i := range sc.slots {
+		if sc.valid[i] && sc.slots[i].flags&flagFirst == 0 {
+			return true
+		}
+	}
+	return sc.closed != nil && sc.closed.end > sc.seg.first
 }
 
 // source reads the chain's pages, with t's image in its place.
@@ -171,8 +191,10 @@ func (sc *scan) replay(o Owner, t tail) (next uint64, err error) {
 // committed pages are damaged; t is then where the readable part ends.
 func (sc *scan) end(o Owner) (t tail, next uint64, ok bool, err error) {
 	if !sc.damaged() {
-		candidates := sc.candidates()
-		for _, t := range candidates {
+		for _, t := range sc.candidates() {
+			if sc.closed != nil && t.info.digest != sc.closed.digest {
+				continue // left by a commit that failed before the log was closed
+			}
 			next, err := sc.replay(o, t)
 			if err == nil {
 				return t, next, true, nil
@@ -181,13 +203,39 @@ func (sc *scan) end(o Owner) (t tail, next uint64, ok bool, err error) {
 				return t, 0, false, err
 			}
 		}
-		if len(candidates) == 0 {
+		if !sc.begun() {
 			next, err := sc.empty(o)
 			return tail{slot: noSlot}, next, true, err
 		}
 	}
-	t, next, err = sc.cut(o)
+	t, next, err = sc.cutBest(o)
 	return t, next, false, err
+}
+
+// cutBest ends the log with an older commit or behind the last readable page,
+// whichever keeps more.
+func (sc *scan) cutBest(o Owner) (t tail, next uint64, err error) {
+	if t, next, err = sc.cut(o); err != nil {
+		return t, 0, err
+	}
+	t.slot = sc.newest() // so that the other one is written first
+	for _, c := range sc.candidates() {
+		if c.ends {
+			continue
+		}
+		if n, err := sc.replay(o, c); err == nil && n > next {
+			return c, n, nil
+		}
+	}
+	_, err = sc.replayOrEmpty(o, t)
+	return t, next, err
+}
+
+func (sc *scan) replayOrEmpty(o Owner, t tail) (uint64, error) {
+	if t.image == nil {
+		return sc.empty(o)
+	}
+	return sc.replay(o, t)
 }
 
 func (sc *scan) empty(o Owner) (uint64, error) {
@@ -231,6 +279,9 @@ func (sc *scan) trim(n int) (tail, error) {
 	count := 0
 	for range info.count {
 		length, w, size, err := parseRecordHead(image[pageHead+pos:pageHead+info.used], weight)
+		if err == nil && (size == 0 || pos+size > info.used) {
+			err = fmt.Errorf("%w: fewer records than the page says", ErrCorrupt)
+		}
 		if err != nil {
 			return tail{}, err
 		}
@@ -239,7 +290,12 @@ func (sc *scan) trim(n int) (tail, error) {
 		if pos <= min(info.used, bodyEnd) {
 			whole = pos
 			count++
+		} else {
+			break
 		}
+	}
+	if whole > bodyEnd {
+		return tail{}, fmt.Errorf("%w: no room for a tail", ErrCorrupt)
 	}
 	if count == 0 && info.first == 0 {
 		return tail{}, fmt.Errorf("%w: no whole record", ErrCorrupt)

@@ -80,24 +80,53 @@ const (
 	damagedSuffix = ".damaged"  // a copy of a segment whose tail was cut off
 )
 
+// readTries is how often a read that fails is tried.
+const readTries = 3
+
 // readPages reads n whole pages at page number page.
 func readPages(f io.ReaderAt, page, n int) ([]byte, error) {
 	b := make([]byte, n*PageSize)
 	return b, readInto(f, page, b)
 }
 
-func readInto(f io.ReaderAt, page int, b []byte) error {
-	n, err := f.ReadAt(b, int64(page)*PageSize)
-	if n == len(b) {
-		return nil
+// readInto fills b from page number page on. A file that ends early is
+// ErrCorrupt; what the device cannot read is both ErrCorrupt, for those who go
+// on without it, and ErrUnreadable, for those who must not.
+func readInto(f io.ReaderAt, page int, b []byte) (err error) {
+	for range readTries {
+		var n int
+		n, err = f.ReadAt(b, int64(page)*PageSize)
+		if n == len(b) {
+			return nil
+		}
+		if err == nil || errors.Is(err, io.EOF) {
+			return fmt.Errorf("%w: file ends early", ErrCorrupt)
+		}
+		if !errors.Is(err, syscall.EIO) {
+			return err
+		}
 	}
-	if err == nil || errors.Is(err, io.EOF) {
-		return fmt.Errorf("%w: file ends early", ErrCorrupt)
+	return fmt.Errorf("%w: %w: %w", ErrCorrupt, ErrUnreadable, err)
+}
+
+// readEach is readPages page by page: those that cannot be read are zeros. It
+// returns how many those are.
+func readEach(f io.ReaderAt, page, n int) (b []byte, bad int, err error) {
+	b, err = readPages(f, page, n)
+	if err == nil || !errors.Is(err, ErrCorrupt) {
+		return b, 0, err
 	}
-	if errors.Is(err, syscall.EIO) {
-		return fmt.Errorf("%w: %w", ErrCorrupt, err)
+	for i := range n {
+		at := b[i*PageSize:][:PageSize]
+		if err := readInto(f, page+i, at); err != nil {
+			if !errors.Is(err, ErrCorrupt) {
+				return b, bad, err
+			}
+			clear(at)
+			bad++
+		}
 	}
-	return err
+	return b, bad, nil
 }
 
 func writeFull(f durable.File, b []byte, off int64) error {

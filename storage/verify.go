@@ -142,7 +142,7 @@ func (v *verifier) readPage(f durable.File, s segment, n int) ([]byte, pageInfo,
 // closed checks a segment that has one behind it.
 func (v *verifier) closed(f durable.File, s segment, h header, next uint64) error {
 	ft, footErr := readFooter(f, v.g, s.seq)
-	if footErr == nil && ft.kind != footerClosed {
+	if footErr == nil && !ft.closed() {
 		footErr = fmt.Errorf("%w: segment is not closed", ErrCorrupt)
 	}
 	if footErr != nil && !errors.Is(footErr, ErrCorrupt) {
@@ -267,6 +267,9 @@ func (v *verifier) open(f durable.File, s segment, h header) error {
 	} else if footErr != nil {
 		return footErr
 	}
+	if footErr == nil && ft.kind != footerClosed {
+		sc.closed = &ft
+	}
 	t, next, ok, err := sc.end(v.owner)
 	if err != nil {
 		return err
@@ -287,7 +290,7 @@ func (v *verifier) open(f durable.File, s segment, h header) error {
 		}
 	}
 	if footErr == nil && ft.end == next && t.info.commit <= ft.commit {
-		v.report.Clean = true
+		v.report.Clean = ft.kind != footerClosed
 		var dir []uint64
 		for _, p := range sc.pages[:min(len(sc.pages), t.info.number)] {
 			dir = append(dir, p.block)
@@ -297,7 +300,7 @@ func (v *verifier) open(f durable.File, s segment, h header) error {
 		} else {
 			dir = append(dir, t.info.block)
 		}
-		v.checkFooter(s, ft, dir, next, ft.kind == footerClosed)
+		v.checkFooter(s, ft, dir, next, ft.closed())
 	}
 	return v.checkMarks(f, s)
 }

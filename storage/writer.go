@@ -12,6 +12,8 @@ type writer struct {
 	seg    segment
 	sealed bool // the segment ended; the next record needs a new one
 	footed bool // its footer is written
+	failed bool // a commit failed since the last that did not
+	noted  bool // the foot says that the log was closed here
 
 	commit uint64 // number of the last commit that was tried
 	slot   int    // the tail slot with the durable image, or noSlot

@@ -101,9 +101,10 @@ func (p *program) repairLog(ctx context.Context, s *state, dir string, clock sen
 	sales := feed.NewSales(s.db, name)
 	if unsettle {
 		// A copy may have signed what this log does not have.
-		epoch, id, err := sales.Epoch()
+		e, err := sales.Epoch()
 		if err == nil {
-			err = sales.SetEpoch(epoch+1, id)
+			e.Number++
+			err = sales.SetEpoch(e)
 		}
 		if err != nil {
 			return err

@@ -174,11 +174,11 @@ const MaxRecovered = 512 << 10
 
 // Pack encodes a pack.
 func (e Encoding) Pack(p *Pack) (Block, error) {
-	b := Block{Stamp: p.Stamp, Readings: uint64(len(p.Readings))}
-	if len(p.Readings) == 0 {
-		return b, fmt.Errorf("%w: a pack without readings", ErrEncoding)
+	b := Block{Stamp: e.round(p.Stamp), Readings: uint64(len(p.Readings))}
+	err := e.checkPack(p)
+	if err != nil {
+		return b, fmt.Errorf("%w: %w", ErrEncoding, err)
 	}
-	var err error
 	switch e {
 	case SenMLJSON:
 		b.Data, err = appendJSONPack(nil, p)
@@ -192,8 +192,11 @@ func (e Encoding) Pack(p *Pack) (Block, error) {
 
 // Entry encodes an entry.
 func (e Encoding) Entry(n *Entry) (Block, error) {
-	b := Block{Stamp: Stamp{Boot: n.Stamp.Boot, Mono: n.Stamp.Mono}, Entry: n.Kind}
-	var err error
+	b := Block{Stamp: Stamp{Boot: n.Stamp.Boot, Mono: n.Stamp.Mono.Truncate(time.Microsecond)}, Entry: n.Kind}
+	err := checkEntry(n)
+	if err != nil {
+		return b, fmt.Errorf("%w: %w", ErrEncoding, err)
+	}
 	switch e {
 	case SenMLJSON:
 		b.Data, err = appendJSONEntry(nil, n)
@@ -237,8 +240,9 @@ func (e Encoding) Inspect(data []byte) (Block, error) {
 // seconds returns d in seconds.
 func seconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1e6 }
 
-// maxSeconds bounds times that are read: 2^33 s, with µs exact in a float64.
-const maxSeconds = 1 << 33
+// maxSeconds bounds times, to the year 2106: µs are exact in a float64, and the
+// sum of two fits a time.Duration.
+const maxSeconds = 1 << 32
 
 // duration returns s seconds, rounded to µs.
 func duration(s float64) (time.Duration, error) {
@@ -256,7 +260,7 @@ func duration(s float64) (time.Duration, error) {
 func unixSeconds(t time.Time) float64 { return float64(t.UnixMicro()) / 1e6 }
 
 func fromUnix(s float64) (time.Time, error) {
-	if !(s >= 0 && s < maxSeconds) {
+	if !(s > 0 && s < maxSeconds) {
 		return time.Time{}, fmt.Errorf("wall time of %v s", s)
 	}
 	return time.UnixMicro(int64(s*1e6 + 0.5)).UTC(), nil

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"encoding/hex"
 	"errors"
+	"math"
 	"math/rand/v2"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 )
@@ -103,6 +105,62 @@ func TestRoundTrip(t *testing.T) {
 				t.Errorf("%s: inspect: %+v, %v", enc, in, err)
 			}
 		}
+	}
+}
+
+// TestUnreadable checks that nothing is written that cannot be read back.
+func TestUnreadable(t *testing.T) {
+	good := func() *Pack {
+		return &Pack{Stamp: Stamp{Boot: 1, Mono: time.Second}, Readings: []Reading{{Value: Number(1)}}}
+	}
+	for name, spoil := range map[string]func(*Pack){
+		"1969":          func(p *Pack) { p.Stamp.Wall = time.Unix(-1, 0) },
+		"1970":          func(p *Pack) { p.Stamp.Wall = time.Unix(0, 0) },
+		"2200":          func(p *Pack) { p.Stamp.Wall = time.Unix(7_258_118_400, 0) },
+		"negative mono": func(p *Pack) { p.Stamp.Mono = -1 },
+		"long mono":     func(p *Pack) { p.Stamp.Mono = maxSeconds * time.Second },
+		"far offset":    func(p *Pack) { p.Readings[0].Offset = -maxSeconds * time.Second },
+		"NaN":           func(p *Pack) { p.Readings[0].Value.Float = math.NaN() },
+		"infinity":      func(p *Pack) { p.Readings[0].Value.Float = math.Inf(-1) },
+		"value kind":    func(p *Pack) { p.Readings[0].Value.Kind = 9 },
+		"not UTF-8":     func(p *Pack) { p.Readings[0].Name = "\xff" },
+		"comma":         func(p *Pack) { p.Readings[0].Quality = []string{"a,b"} },
+		"no readings":   func(p *Pack) { p.Readings = nil },
+	} {
+		for _, enc := range []Encoding{SenMLJSON, SenMLCBOR, Raw} {
+			p := good()
+			spoil(p)
+			if b, err := enc.Pack(p); !errors.Is(err, ErrEncoding) {
+				t.Errorf("%s, %s: %q, %v", name, enc, b.Data, err)
+			}
+		}
+	}
+	for name, n := range map[string]*Entry{
+		"no kind": {}, "large index": {Kind: Recovered, Index: 1 << 60}, "far fix": {Kind: Clock, Offset: maxSeconds * time.Second},
+	} {
+		if _, err := SenMLJSON.Entry(n); !errors.Is(err, ErrEncoding) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	p := good()
+	p.Stamp = Stamp{Boot: 1, Mono: 1234567, Wall: time.Unix(5, 6789), Err: 1}
+	for _, enc := range []Encoding{SenMLJSON, SenMLCBOR} {
+		b, err := enc.Pack(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if again, err := enc.Inspect(b.Data); err != nil || !again.Stamp.Wall.Equal(b.Stamp.Wall) || again.Stamp.Mono != b.Stamp.Mono {
+			t.Errorf("%s: %+v read as %+v (%v)", enc, b.Stamp, again.Stamp, err)
+		}
+	}
+	hostile := "[" + strings.Repeat("{},", 1<<18) + "{}]"
+	if n := testing.Benchmark(func(b *testing.B) {
+		b.ReportAllocs()
+		for range b.N {
+			_, _, _ = SenMLJSON.Parse([]byte(hostile))
+		}
+	}).AllocedBytesPerOp(); n > 4<<20 {
+		t.Errorf("no pack of %d bytes costs %d", len(hostile), n)
 	}
 }
 

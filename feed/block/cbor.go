@@ -311,6 +311,9 @@ func parseCBOR(data []byte) (*Pack, *Entry, error) {
 		if rest, err = parseMap(rest, func(label, v any) { f.setCBOR(label, v, &value) }); err != nil {
 			return nil, nil, err
 		}
+		if err := checkRecord(len(recs), &f); err != nil {
+			return nil, nil, err
+		}
 		recs, values = append(recs, f), append(values, value)
 	}
 	if len(rest) != 0 {

@@ -123,6 +123,17 @@ func parseStamp(boot, mono float64) (s Stamp, err error) {
 	return s, err
 }
 
+// checkRecord refuses what cannot be record number i of a pack.
+func checkRecord(i int, r *record) error {
+	if i == 0 && (r.Boot == nil || r.Mono == nil) {
+		return errStamp
+	}
+	if i >= maxRecords {
+		return fmt.Errorf("more than %d readings", maxRecords)
+	}
+	return nil
+}
+
 // packOf is the inverse of records; data returns the value of a vd field.
 func packOf(recs []record, data func(i int) ([]byte, error)) (*Pack, error) {
 	if len(recs) == 0 || recs[0].Boot == nil || recs[0].Mono == nil {

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"time"
 )
 
@@ -38,12 +39,39 @@ func parseJSON(data []byte) (*Pack, *Entry, error) {
 		n, err := parseJSONEntry(data)
 		return nil, n, err
 	}
-	var recs []record
-	if err := json.Unmarshal(data, &recs); err != nil {
+	recs, err := parseRecords(data)
+	if err != nil {
 		return nil, nil, err
 	}
 	p, err := packOf(recs, func(i int) ([]byte, error) { return base64.RawURLEncoding.DecodeString(*recs[i].Data) })
 	return p, nil, err
+}
+
+// parseRecords reads the array record by record, so that something that is no
+// pack costs no more than its first record.
+func parseRecords(data []byte) ([]record, error) {
+	d := json.NewDecoder(bytes.NewReader(data))
+	if t, err := d.Token(); err != nil || t != json.Delim('[') {
+		return nil, errors.Join(errors.New("neither an array nor an object"), err)
+	}
+	var recs []record
+	for d.More() {
+		var r record
+		if err := d.Decode(&r); err != nil {
+			return nil, err
+		}
+		if err := checkRecord(len(recs), &r); err != nil {
+			return nil, err
+		}
+		recs = append(recs, r)
+	}
+	if _, err := d.Token(); err != nil {
+		return nil, err
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return nil, errors.New("bytes behind the pack")
+	}
+	return recs, nil
 }
 
 func parseJSONEntry(data []byte) (*Entry, error) {

@@ -257,6 +257,28 @@ func TestNewTree(t *testing.T) {
 	}
 }
 
+// TestForgedManifest checks that a manifest which names the feed key as its
+// signer, and pins a forged tree in its prologue, is not taken for the feed's.
+func TestForgedManifest(t *testing.T) {
+	m := NewManifest(public(seedKey(1)))
+	key := m.Key()
+	log := newMemory(randomBlocks(rand.New(rand.NewPCG(1, 1)), 5))
+	p, err := Prove(log, 5, Request{Upgrade: &UpgradeRequest{0, 5}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	forged := Manifest{
+		Version: 1, Quorum: 1, Signers: []Signer{{DefaultNamespace(), key}}, Prologue: &Prologue{TreeHash: log.tree.Hash(), Length: 5},
+	}
+	v := Verifier{Key: key}
+	if got, err := v.Verify(&p, &forged); err == nil {
+		t.Fatalf("forged head accepted: %+v", got.Head)
+	}
+	if err := forged.Verify(key, Head{Length: 5, TreeHash: log.tree.Hash()}, nil); !errors.Is(err, ErrSignature) {
+		t.Fatal(err)
+	}
+}
+
 func FuzzProof(f *testing.F) {
 	blocks := randomBlocks(rand.New(rand.NewPCG(3, 3)), 13)
 	log := newMemory(blocks)

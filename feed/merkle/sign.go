@@ -65,7 +65,7 @@ func (m *Manifest) Sign(priv ed25519.PrivateKey, key Hash, h Head) []byte {
 // Verify checks the signature of head h under the feed key. Errors wrap
 // [ErrSignature].
 func (m *Manifest) Verify(key Hash, h Head, signature []byte) error {
-	if p := m.Prologue; p != nil && h.Length <= p.Length {
+	if p := m.Prologue; p != nil && h.Length <= p.Length && !m.isCompat(key) {
 		if h.Length == p.Length && h.TreeHash == p.TreeHash {
 			return nil
 		}

@@ -8,7 +8,7 @@
 //     Datasync of that file, in units of 512-byte sectors.
 //   - At a power cut every sector that was written and not synced holds, at
 //     random, its old content or that of any write since: writes are lost,
-//     reordered and torn.
+//     reordered and torn, whole pages of 4 KiB more often than single sectors.
 //   - Directory changes reach the device in order; a power cut keeps a random
 //     number of those since the last SyncDir. A new size lasts with the sync of
 //     the file; a file that grew unsynced keeps a random one of both sizes.
@@ -57,6 +57,7 @@ type Disk struct {
 	cutAt   int
 	off     bool
 	fail    func(call int, op, name string) error
+	unread  func(name string, off int64, n int) bool
 	lie     bool
 	space   int64 // capacity in bytes, 0 = unlimited
 	used    int64
@@ -95,6 +96,13 @@ func (d *Disk) CutAfter(n int) { d.mu.Lock(); d.cutAt = d.calls + n; d.mu.Unlock
 func (d *Disk) Fail(f func(call int, op, name string) error) {
 	d.mu.Lock()
 	d.fail = f
+	d.mu.Unlock()
+}
+
+// FailReads makes every read fail with EIO for which f is true. nil ends it.
+func (d *Disk) FailReads(f func(name string, off int64, n int) bool) {
+	d.mu.Lock()
+	d.unread = f
 	d.mu.Unlock()
 }
 
@@ -183,9 +191,17 @@ func (d *Disk) settle(n *inode) {
 	}
 	slices.Sort(sectors)
 	keepAll, keepNone := d.rng.IntN(8) == 0, d.rng.IntN(8) == 0
+	byPage := d.rng.IntN(4) > 0 // whole pages, mostly: else one survives too seldom
+	page, fate := int64(-1), 0
 	for _, s := range sectors {
 		versions := n.dirty[s]
 		pick := d.rng.IntN(len(versions) + 1) // 0 is the old content
+		if p := s * sectorSize / pageSize; p != page {
+			page, fate = p, d.rng.IntN(5)
+		}
+		if byPage && fate < 4 {
+			pick = fate % 2 * len(versions)
+		}
 		if keepAll {
 			pick = len(versions)
 		} else if keepNone {

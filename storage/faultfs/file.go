@@ -5,6 +5,7 @@ import (
 	"io"
 	"io/fs"
 	"slices"
+	"syscall"
 )
 
 // file is a handle. It outlives a rename and a removal of its name, but not a
@@ -24,6 +25,8 @@ func (f *file) ReadAt(b []byte, off int64) (int, error) {
 		return 0, fs.ErrClosed
 	case f.d.off:
 		return 0, ErrPower
+	case f.d.unread != nil && f.d.unread(f.name, off, len(b)):
+		return 0, &fs.PathError{Op: "read", Path: f.name, Err: syscall.EIO}
 	case off >= int64(len(f.n.cache)):
 		return 0, io.EOF
 	}
