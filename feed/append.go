@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -102,8 +103,12 @@ type queue struct {
 	dropped bool // abandon was called
 
 	wake chan struct{} // one token: something changed
-	last lastPack      // owned by the committer
-	free []batch       // owned by the committer
+
+	// Owned by the committer:
+	last   lastPack
+	free   []batch
+	expect int // batches that the next commit would have if all writers came back
+	pause  int // for how many commits they are not waited for
 }
 
 func (q *queue) init() { q.wake = make(chan struct{}, 1) }
@@ -237,6 +242,7 @@ func (l *Log) commitLoop() {
 			clear(take)
 			l.queue.free = take
 			l.settleGaps()
+			l.queue.gather()
 			continue
 		case closed:
 			return
@@ -266,6 +272,39 @@ func (l *Log) commitMarks() {
 	}
 }
 
+// Writers that wait for their blocks usually come back at once with the next.
+// Without patience half of them would always be late for a commit, and wait for
+// the other half's.
+const (
+	gatherTime  = 50 * time.Microsecond
+	gatherPause = 16 // commits without patience when they did not come
+)
+
+// gather lets writers come back before the next commit is begun.
+func (q *queue) gather() {
+	if q.pause > 0 {
+		q.pause--
+		return
+	}
+	size := func() int {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		if !q.urgent && len(q.batches) > 0 || q.closed {
+			return q.expect // nobody is in a hurry
+		}
+		return len(q.batches)
+	}
+	if q.expect <= 1 {
+		return
+	}
+	for start := time.Now(); size() < q.expect; runtime.Gosched() {
+		if time.Since(start) > gatherTime {
+			q.pause = gatherPause
+			return
+		}
+	}
+}
+
 // commit appends the batches, commits once and tells the writers.
 func (l *Log) commit(take []batch) {
 	l.queue.mu.Lock()
@@ -281,6 +320,9 @@ func (l *Log) commit(take []batch) {
 		l.queue.last = l.lastPack() // spans are counted from what is in the log
 	}
 	length := l.st.Length()
+	l.queue.mu.Lock()
+	l.queue.expect = len(take) + len(l.queue.batches)
+	l.queue.mu.Unlock()
 	for _, b := range take {
 		b.ticket.first = from
 		from += uint64(len(b.blocks))
