@@ -1,0 +1,176 @@
+// Package layers keeps the directions of import and the list of direct
+// dependencies.
+package layers
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "dazaar-edge"
+
+// allowed says which of our packages each package may import: a package itself,
+// or everything below it with "/...". Standard library and dependencies are
+// free, but for what forbidden says. cmd may import everything.
+var allowed = map[string][]string{
+	"configs":          {},
+	"sensors/...":      {"sensors"},
+	"sensors":          {},
+	"protocol/compact": {},
+	"feed/merkle":      {"protocol/compact"},
+	"feed/block":       {},
+	"feed":             {"feed/merkle", "feed/block", "storage", "storage/durable"},
+	"storage/...":      {"storage/durable"},
+	"storage":          {"storage/durable"},
+	"storage/durable":  {},
+	"market/device":    {"sensors", "feed", "feed/block", "storage"},
+}
+
+// dependencies are the modules that may be required directly, each with the
+// packages that may import it. docs/dependencies.md justifies each.
+var dependencies = map[string][]string{
+	"github.com/goccy/go-yaml":        {"configs"},
+	"go.etcd.io/bbolt":                {"storage"},
+	"golang.org/x/crypto":             {"feed/merkle", "storage/vault"},
+	"golang.org/x/sys":                {"storage/durable", "storage/vault", "sensors", "sensors/host"},
+	"periph.io/x/conn/v3":             {"sensors/bme280", "cmd/edge"},
+	"periph.io/x/devices/v3":          {"sensors/bme280"},
+	"periph.io/x/host/v3":             {"sensors/bme280"},
+	"github.com/rogpeppe/go-internal": {}, // tests only
+}
+
+type pkg struct {
+	ImportPath string
+	Imports    []string
+}
+
+func packages(t *testing.T) (out []pkg) {
+	t.Helper()
+	cmd := exec.Command("go", "list", "-json=ImportPath,Imports", module+"/...")
+	cmd.Stderr = os.Stderr
+	b, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for d := json.NewDecoder(bytes.NewReader(b)); ; {
+		var p pkg
+		if err := d.Decode(&p); errors.Is(err, io.EOF) {
+			return out
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, p)
+	}
+}
+
+// rules returns what a package may import.
+func rules(path string) ([]string, bool) {
+	if r, ok := allowed[path]; ok {
+		return r, true
+	}
+	for p := path; ; {
+		i := strings.LastIndexByte(p, '/')
+		if i < 0 {
+			return nil, false
+		}
+		p = p[:i]
+		if r, ok := allowed[p+"/..."]; ok {
+			return r, true
+		}
+	}
+}
+
+func TestImports(t *testing.T) {
+	for _, p := range packages(t) {
+		path := strings.TrimPrefix(strings.TrimPrefix(p.ImportPath, module), "/")
+		if path == "" || strings.HasPrefix(path, "cmd/") || strings.HasPrefix(path, "test/") {
+			continue
+		}
+		may, ok := rules(path)
+		if !ok {
+			t.Errorf("package %s is in no layer: add it to allowed", path)
+		}
+		for _, imp := range p.Imports {
+			ours, isOurs := strings.CutPrefix(imp, module+"/")
+			if isOurs && !slices.Contains(may, ours) {
+				t.Errorf("%s must not import %s", path, ours)
+			}
+			if imp == "net/http" {
+				t.Errorf("%s must not import net/http: only payment, monitor and cmd do", path)
+			}
+		}
+	}
+}
+
+// TestDependencies compares go.mod with the list, and who imports what.
+func TestDependencies(t *testing.T) {
+	mod, err := os.ReadFile("../../go.mod")
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc, err := os.ReadFile("../../docs/dependencies.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	required := map[string]bool{}
+	for s := bufio.NewScanner(bytes.NewReader(mod)); s.Scan(); {
+		line := strings.TrimPrefix(strings.TrimSpace(s.Text()), "require ")
+		if name, _, ok := strings.Cut(line, " v"); ok && !strings.Contains(line, "// indirect") {
+			required[name] = true
+			if _, ok := dependencies[name]; !ok {
+				t.Errorf("direct dependency %s is not in the list", name)
+			}
+		}
+	}
+	for name := range dependencies {
+		if !required[name] {
+			t.Errorf("%s is in the list and not in go.mod", name)
+		}
+		if !strings.Contains(string(doc), name) {
+			t.Errorf("docs/dependencies.md does not say why %s is there", name)
+		}
+	}
+	for _, p := range packages(t) {
+		path := strings.TrimPrefix(p.ImportPath, module+"/")
+		for _, imp := range p.Imports {
+			for name, users := range dependencies {
+				if (imp == name || strings.HasPrefix(imp, name+"/")) && !slices.Contains(users, path) {
+					t.Errorf("%s must not import %s", path, imp)
+				}
+			}
+		}
+	}
+}
+
+// TestSizes keeps files under 500 lines and packages under 2,500, tests left
+// out.
+func TestSizes(t *testing.T) {
+	cmd := exec.Command("go", "list", "-f", `{{$d := .Dir}}{{range .GoFiles}}{{$d}}/{{.}}{{"\n"}}{{end}}`, module+"/...")
+	b, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	total := map[string]int{}
+	for _, name := range strings.Fields(string(b)) {
+		src, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lines := bytes.Count(src, []byte("\n"))
+		if lines > 500 {
+			t.Errorf("%s has %d lines", name, lines)
+		}
+		dir := name[:strings.LastIndexByte(name, '/')]
+		if total[dir] += lines; total[dir] > 2500 {
+			t.Errorf("package in %s has more than 2,500 lines", dir)
+		}
+	}
+}
