@@ -163,6 +163,10 @@ func (v *verifier) closed(f durable.File, s segment, h header, next uint64) erro
 	if err != nil || bad {
 		return err
 	}
+	if final.flags&flagSegment == 0 {
+		v.problem(s.name(), v.g.dataPage(pages-1), final.block, next, "the segment does not end")
+		return nil
+	}
 	end, err := v.replay(f, s, h, tail{info: final})
 	if errors.Is(err, ErrCorrupt) {
 		v.problem(s.name(), v.g.dataPage(final.number), s.first, next, err.Error())
@@ -197,10 +201,6 @@ func (v *verifier) pages(f durable.File, s segment, n int, next uint64) (bad boo
 		if final = info; info.flags&flagSegment != 0 {
 			return bad, dir, final, nil
 		}
-	}
-	if !bad {
-		bad = true
-		v.problem(s.name(), v.g.dataPage(n-1), at, next, "the segment does not end")
 	}
 	return bad, dir, final, nil
 }
@@ -275,6 +275,13 @@ func (v *verifier) open(f durable.File, s segment, h header) error {
 		return err
 	}
 	v.report.Length = next
+	if !ok && sc.closed != nil {
+		// The end is known: name the damaged pages one by one.
+		v.report.Length, v.report.Clean = ft.end, ft.kind != footerClosed
+		if bad, _, _, err := v.pages(f, s, ft.pages-1, ft.end); bad || err != nil {
+			return err
+		}
+	}
 	if !ok {
 		v.problem(s.name(), v.g.dataPage(len(sc.pages)), next, max(next, ft.end), "committed pages cannot be read; edge repair says more")
 		return nil

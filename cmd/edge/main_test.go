@@ -32,7 +32,7 @@ func TestScripts(t *testing.T) {
 			"sleep-until-blocks": untilBlocks,
 			"code":               exitCode,
 			"flip":               flip,
-			"truncate":           truncate,
+			"contains":           contains,
 		},
 	})
 }
