@@ -414,3 +414,19 @@ func (d *Disk) Flip(name string, bit int64) {
 		n.device[bit/8] ^= 1 << (bit % 8)
 	}
 }
+
+// Clone returns a disk with what readers see now, durable: an image of the card.
+func (d *Disk) Clone() *Disk {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	c := New(0)
+	for name, n := range d.names {
+		copied := &inode{cache: slices.Clone(n.cache), device: slices.Clone(n.cache), dirty: map[int64][][]byte{}, pages: map[int64]bool{}}
+		c.names[name], c.durable[name] = copied, copied
+		c.used += int64(len(n.cache))
+	}
+	for dir := range d.dirs {
+		c.dirs[dir] = true
+	}
+	return c
+}
