@@ -1,0 +1,304 @@
+package device
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"dazaar-edge/feed"
+	"dazaar-edge/feed/block"
+	"dazaar-edge/sensors"
+	"dazaar-edge/storage"
+	"dazaar-edge/storage/faultfs"
+)
+
+type noKeys struct{}
+
+func (noKeys) FeedSeed([32]byte, uint64) (s [32]byte, err error) { return s, nil }
+func (noKeys) SignDevice([]byte) []byte                          { return nil }
+
+type noSales struct{ epoch feed.Epoch }
+
+func (*noSales) Load([32]byte) (s feed.SaleState, ok bool, err error) { return s, false, nil }
+func (*noSales) Save(map[[32]byte]feed.SaleState) error               { return nil }
+func (*noSales) Each(func([32]byte, feed.SaleState) bool) error       { return nil }
+func (n *noSales) Epoch() (feed.Epoch, error)                         { return n.epoch, nil }
+func (n *noSales) SetEpoch(e feed.Epoch) error                        { n.epoch = e; return nil }
+
+// testClock runs by itself, a second at each look.
+type testClock struct {
+	mu   sync.Mutex
+	now  sensors.Time
+	wall time.Duration // wall minus mono; 0 while unknown
+}
+
+func (c *testClock) Now() sensors.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.now.Mono += time.Second
+	t := c.now
+	if c.wall != 0 {
+		t.Wall, t.Err = time.UnixMicro((t.Mono + c.wall).Microseconds()).UTC(), time.Millisecond
+	}
+	return t
+}
+
+func (c *testClock) set(wall time.Duration) { c.mu.Lock(); c.wall = wall; c.mu.Unlock() }
+
+// testSource counts up; it fails while broken.
+type testSource struct {
+	n      atomic.Int64
+	broken atomic.Bool
+	closed atomic.Bool
+	reads  chan struct{} // one token a read
+}
+
+func (s *testSource) Read(context.Context) ([]sensors.Reading, error) {
+	select {
+	case s.reads <- struct{}{}:
+	default:
+	}
+	if s.broken.Load() {
+		return nil, sensors.ErrGone
+	}
+	return []sensors.Reading{{Name: "n", Value: float64(s.n.Add(1))}}, nil
+}
+
+func (s *testSource) Close() error { s.closed.Store(true); return nil }
+
+type rig struct {
+	t     *testing.T
+	disk  *faultfs.Disk
+	sales noSales
+	clock *testClock
+	src   *testSource
+	log   *feed.Log
+	dev   *Device
+	stop  context.CancelFunc
+	done  chan error
+}
+
+func (r *rig) start() {
+	r.t.Helper()
+	var err error
+	r.log, err = feed.Open(feed.Config{
+		FS: r.disk, Dir: "/log", MaxSize: 64 << 16, SegmentSize: 1 << 16, Name: "air", Keys: noKeys{}, Sales: &r.sales,
+		Now: func() block.Stamp { return stamp(r.clock.Now()) },
+	})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.src = &testSource{reads: make(chan struct{}, 1)}
+	r.dev, err = New(Config{
+		Feed: r.log, Clock: r.clock, Pack: 4 * time.Millisecond,
+		Sensors: []Sensor{{"s", time.Millisecond, r.src}},
+	})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	r.stop, r.done = stop, make(chan error, 1)
+	go func() { r.done <- r.dev.Run(ctx) }() // ends with stop
+}
+
+func (r *rig) end() {
+	r.t.Helper()
+	r.stop()
+	if err := <-r.done; err != nil {
+		r.t.Fatal(err)
+	}
+	if !r.src.closed.Load() {
+		r.t.Error("source was not closed")
+	}
+	if err := r.log.Close(); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// reads waits for n more reads of the sensor.
+func (r *rig) reads(n int) {
+	for range n {
+		<-r.src.reads
+	}
+}
+
+// blocks returns everything in the log, and checks its order.
+func (r *rig) blocks() (packs []*block.Pack, entries []*block.Entry) {
+	r.t.Helper()
+	l, err := feed.Open(feed.Config{
+		FS: r.disk, Dir: "/log", MaxSize: 64 << 16, Name: "air", Keys: noKeys{}, Sales: &r.sales,
+		Now: func() block.Stamp { return stamp(r.clock.Now()) },
+	})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer l.Abort()
+	var last block.Stamp
+	h := l.Head()
+	if err := l.Range(h.First, h.Length, func(i uint64, _ storage.Weight, data []byte) bool {
+		p, n, err := block.SenMLJSON.Parse(data)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		s := last
+		if p != nil {
+			s = p.Stamp
+			packs = append(packs, p)
+		} else {
+			s = n.Stamp
+			entries = append(entries, n)
+		}
+		if s.Before(last) {
+			r.t.Errorf("block %d: %+v behind %+v", i, s, last)
+		}
+		last = s
+		return true
+	}); err != nil {
+		r.t.Fatal(err)
+	}
+	return packs, entries
+}
+
+func newRig(t *testing.T) *rig {
+	return &rig{t: t, disk: faultfs.New(1), clock: &testClock{now: sensors.Time{Boot: 1}}}
+}
+
+// complete checks that the readings 1 to n are there once each, in order.
+func complete(t *testing.T, packs []*block.Pack, n int64) {
+	t.Helper()
+	want := 1.0
+	for _, p := range packs {
+		for _, r := range p.Readings {
+			if r.Value.Float != want || r.Name != "s/n" {
+				t.Fatalf("reading %v %q, want %v", r.Value.Float, r.Name, want)
+			}
+			want++
+		}
+	}
+	if want != float64(n)+1 {
+		t.Errorf("%v of %d readings", want-1, n)
+	}
+}
+
+func kinds(entries []*block.Entry) (out []string) {
+	for _, n := range entries {
+		s := string(n.Kind)
+		if n.Cause != "" {
+			s += " " + n.Cause
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+func expect(t *testing.T, entries []*block.Entry, want ...string) {
+	t.Helper()
+	got := kinds(entries)
+	if len(got) != len(want) {
+		t.Fatalf("entries %q, want %q", got, want)
+	}
+	for i := range want {
+		if got[i] != want[i] {
+			t.Fatalf("entries %q, want %q", got, want)
+		}
+	}
+}
+
+// TestDay goes through what happens to a board: it starts without a clock, the
+// clock is found and set, a sensor fails and comes back.
+func TestDay(t *testing.T) {
+	r := newRig(t)
+	r.start()
+	r.reads(10)
+	r.clock.set(1_790_000_000 * time.Second)
+	r.reads(10)
+	r.clock.set(1_790_500_000 * time.Second)
+	r.reads(10)
+	r.src.broken.Store(true)
+	r.reads(3)
+	r.src.broken.Store(false)
+	for before := r.src.n.Load(); r.src.n.Load() < before+3; {
+		r.reads(1)
+	}
+	r.end()
+	packs, entries := r.blocks()
+	complete(t, packs, r.src.n.Load())
+	expect(t, entries, "boot", "clock", "clock", "gap sensor")
+	gap := entries[3]
+	if gap.Sensor != "s" || gap.From == nil || gap.To == nil || *gap.From >= *gap.To {
+		t.Errorf("%+v", gap)
+	}
+	if packs[0].Stamp.Wall.Unix() > 0 || packs[len(packs)-1].Stamp.Wall.IsZero() {
+		t.Error("wall time before it was known, or none after")
+	}
+}
+
+// TestRestart checks what is said about why data is missing.
+func TestRestart(t *testing.T) {
+	r := newRig(t)
+	r.start()
+	r.reads(10)
+	r.end()
+	r.start()
+	r.reads(10)
+	r.stop()
+	<-r.done
+	r.log.Abort() // as if the power went
+	r.disk.Kill()
+	r.clock.now = sensors.Time{Boot: 2}
+	r.start()
+	r.reads(5)
+	r.end()
+	_, entries := r.blocks()
+	expect(t, entries, "boot", "gap stopped", "boot", "gap power")
+	if entries[1].From == nil || entries[3].From != nil {
+		t.Error("a gap begins at a time of this boot, or at an unknown one")
+	}
+}
+
+// TestFullDisk fills the disk: readings wait in memory, nothing is lost or
+// twice, and when too many wait a gap says so.
+func TestFullDisk(t *testing.T) {
+	r := newRig(t)
+	r.start()
+	r.reads(20)
+	var full atomic.Bool
+	full.Store(true)
+	r.disk.Fail(func(int, string, string) error {
+		if full.Load() {
+			return syscall.ENOSPC
+		}
+		return nil
+	})
+	r.reads(60)
+	full.Store(false)
+	r.reads(30)
+	r.end()
+	packs, entries := r.blocks()
+	complete(t, packs, r.src.n.Load())
+	expect(t, entries, "boot")
+}
+
+func TestShed(t *testing.T) {
+	r := newRig(t)
+	r.start()
+	r.end()
+	p := &packer{d: r.dev}
+	for i := range maxWaiting + 10 {
+		p.waiting = append(p.waiting, block.Block{Stamp: block.Stamp{Boot: 1, Mono: time.Duration(i) * time.Second}})
+	}
+	p.shed()
+	if len(p.waiting) != maxWaiting || p.lost == nil || *p.lost.From != 0 || *p.lost.To != 9*time.Second || r.dev.Stats().Dropped != 10 {
+		t.Errorf("%d wait, %+v", len(p.waiting), p.lost)
+	}
+}
+
+func TestNew(t *testing.T) {
+	if _, err := New(Config{}); err == nil || errors.Is(err, context.Canceled) {
+		t.Error("a device without sensors")
+	}
+}
