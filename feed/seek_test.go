@@ -2,11 +2,15 @@ package feed
 
 import (
 	"context"
+	"fmt"
+	"math"
 	"math/rand/v2"
 	"testing"
 	"time"
 
 	"dazaar-edge/feed/block"
+	"dazaar-edge/storage/durable"
+	"dazaar-edge/storage/faultfs"
 )
 
 // clockwork makes a log as a board with a bad clock would: boots with and
@@ -149,5 +153,151 @@ func TestSeek(t *testing.T) {
 			}
 		}
 		e.log.Close()
+	}
+}
+
+// countReads counts reads of files.
+type countReads struct {
+	durable.FS
+	n *int
+}
+
+type countedFile struct {
+	durable.File
+	n *int
+}
+
+func (c countReads) Open(name string) (durable.File, error) {
+	f, err := c.FS.Open(name)
+	return countedFile{f, c.n}, err
+}
+
+func (c countReads) OpenRead(name string) (durable.File, error) {
+	f, err := c.FS.OpenRead(name)
+	return countedFile{f, c.n}, err
+}
+
+func (f countedFile) ReadAt(b []byte, off int64) (int, error) {
+	*f.n++
+	return f.File.ReadAt(b, off)
+}
+
+// TestSeekReads pins that a search reads O(log n) pages: with boots, with late
+// clocks, and with many clock entries.
+func TestSeekReads(t *testing.T) {
+	for _, n := range []int{2_000, 50_000} {
+		for name, steps := range map[string]func(c *clockwork, i int){
+			"boots": func(c *clockwork, i int) {
+				if i%997 == 0 {
+					c.boot()
+				}
+				if i%997 == 300 {
+					c.set(0)
+				}
+			},
+			"never a clock": func(c *clockwork, i int) {
+				if i%500 == 0 {
+					c.boot()
+				}
+			},
+			"set often": func(c *clockwork, i int) {
+				if i == 0 {
+					c.boot()
+				}
+				if i%100 == 50 {
+					c.set(0)
+				}
+			},
+		} {
+			t.Run(fmt.Sprint(name, " ", n), func(t *testing.T) {
+				c := &clockwork{rng: rand.New(rand.NewPCG(1, 1)), truth: time.Unix(1_790_000_000, 0)}
+				for i := range n {
+					steps(c, i)
+					c.pack()
+				}
+				reads := 0
+				e := newEnv(t, 1, 1<<30)
+				e.disk = faultfs.New(1)
+				e.cfg.FS = countReads{e.disk, &reads}
+				e.cfg.Encoding, e.cfg.SegmentSize = block.SenMLJSON, 64*4096
+				e.open()
+				defer e.log.Abort()
+				for rest := c.blocks; len(rest) > 0; rest = rest[min(500, len(rest)):] {
+					if _, err := e.log.Append(context.Background(), rest[:min(500, len(rest))]...); err != nil {
+						t.Fatal(err)
+					}
+				}
+				worst := 0
+				for i := range 100 {
+					reads = 0
+					if _, err := e.log.Seek(time.Unix(1_790_000_000, 0).Add(c.truth.Sub(time.Unix(1_790_000_000, 0)) * time.Duration(i) / 100)); err != nil {
+						t.Fatal(err)
+					}
+					worst = max(worst, reads)
+				}
+				limit := int(12 * math.Log2(float64(len(c.blocks))))
+				t.Logf("%d blocks: at most %d reads", len(c.blocks), worst)
+				if worst > limit {
+					t.Errorf("%d reads for %d blocks, at most %d", worst, len(c.blocks), limit)
+				}
+			})
+		}
+	}
+}
+
+// TestFarTimes asks for times that no block can have.
+func TestFarTimes(t *testing.T) {
+	c := &clockwork{rng: rand.New(rand.NewPCG(1, 1)), truth: time.Unix(1_790_000_000, 0)}
+	c.boot()
+	for range 20 {
+		c.pack()
+	}
+	c.set(0)
+	for range 20 {
+		c.pack()
+	}
+	e := newEnv(t, 1, 100*smallSegment)
+	e.cfg.Encoding = block.SenMLJSON
+	e.open()
+	defer e.log.Abort()
+	if _, err := e.log.Append(context.Background(), c.blocks...); err != nil {
+		t.Fatal(err)
+	}
+	for year, want := range map[int]uint64{-500: 0, 1970: 0, 2105: 42, 2300: 42, 9999: 42} {
+		if got, err := e.log.Seek(time.Date(year, 1, 1, 0, 0, 0, 0, time.UTC)); err != nil || got != want {
+			t.Errorf("year %d: %d, want %d (%v)", year, got, want, err)
+		}
+	}
+}
+
+// TestRetain drops what is older than the limit, and nothing whose age nobody
+// knows.
+func TestRetain(t *testing.T) {
+	c := &clockwork{rng: rand.New(rand.NewPCG(1, 1)), truth: time.Unix(1_790_000_000, 0)}
+	c.boot()
+	c.set(0)
+	for range 3000 {
+		c.pack()
+	}
+	e := newEnv(t, 1, 100*smallSegment)
+	e.cfg.Encoding, e.cfg.MaxAge = block.SenMLJSON, time.Hour
+	e.open()
+	defer e.log.Abort()
+	for rest := c.blocks; len(rest) > 0; rest = rest[min(100, len(rest)):] {
+		if _, err := e.log.Append(context.Background(), rest[:min(100, len(rest))]...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := e.log.Retain(); err != nil || e.log.Head().First != 0 {
+		t.Fatalf("dropped without knowing the time: %v", err)
+	}
+	e.now.Wall = c.truth
+	if err := e.log.Retain(); err != nil {
+		t.Fatal(err)
+	}
+	first := e.log.Head().First
+	oldest, err := e.log.Seek(c.truth.Add(-time.Hour))
+	if err != nil || first == 0 || first > oldest || oldest-first > 700 {
+		t.Errorf("kept from %d, the limit lies at %d (%v)", first, oldest, err)
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"runtime/debug"
 	"time"
@@ -34,10 +36,16 @@ type Tx struct {
 // OpenDB opens or makes the database file name, which never grows above maxSize
 // bytes. It fails with [ErrLocked] if another process has it open.
 func OpenDB(name string, maxSize int64, readOnly bool) (db *DB, err error) {
+	options := &bbolt.Options{
+		Timeout: 100 * time.Millisecond, FreelistType: bbolt.FreelistMapType, PageSize: PageSize, ReadOnly: readOnly, MaxSize: int(maxSize),
+	}
 	err = guard(name, func() error {
-		b, err := bbolt.Open(name, 0o600, &bbolt.Options{
-			Timeout: 100 * time.Millisecond, FreelistType: bbolt.FreelistMapType, PageSize: PageSize, ReadOnly: readOnly, MaxSize: int(maxSize),
-		})
+		if !readOnly {
+			if err := makeDB(name, options); err != nil {
+				return fmt.Errorf("%s: %w", name, classify(err))
+			}
+		}
+		b, err := bbolt.Open(name, 0o600, options)
 		if errors.Is(err, bolterrors.ErrTimeout) {
 			err = ErrLocked
 		} else if errors.Is(err, bolterrors.ErrInvalid) || errors.Is(err, bolterrors.ErrChecksum) || errors.Is(err, bolterrors.ErrVersionMismatch) {
@@ -49,13 +57,30 @@ func OpenDB(name string, maxSize int64, readOnly bool) (db *DB, err error) {
 		db = &DB{b, name}
 		return nil
 	})
-	if err != nil || readOnly {
-		return db, err
+	return db, err
+}
+
+// makeDB makes the file if there is none, whole or not at all: bbolt writes its
+// first pages in place, and would not open what a power cut leaves of them.
+func makeDB(name string, options *bbolt.Options) error {
+	if _, err := os.Stat(name); !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
-	if err := durable.OS().SyncDir(filepath.Dir(name)); err != nil {
-		return nil, errors.Join(err, db.Close())
+	temp := name + durable.TempSuffix
+	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
-	return db, nil
+	b, err := bbolt.Open(temp, 0o600, options)
+	if err != nil {
+		return err
+	}
+	if err := b.Close(); err != nil {
+		return err
+	}
+	if err := os.Rename(temp, name); err != nil {
+		return err
+	}
+	return durable.OS().SyncDir(filepath.Dir(name))
 }
 
 // Close frees the file.
