@@ -5,16 +5,17 @@ import (
 	"fmt"
 
 	"dazaar-edge/storage"
+	"dazaar-edge/storage/db"
 )
 
 // dbSales keeps the sales of one offer in the database.
 type dbSales struct {
-	db     *storage.DB
+	db     *db.DB
 	bucket string
 }
 
-// NewSales returns the sales of an offer, kept in db.
-func NewSales(db *storage.DB, offer string) Sales { return dbSales{db, "sales/" + offer} }
+// NewSales returns the sales of an offer, kept in a database.
+func NewSales(d *db.DB, offer string) Sales { return dbSales{d, "sales/" + offer} }
 
 // epochKey is no buyer's key: those have 32 bytes.
 const epochKey = "epoch"
@@ -39,7 +40,7 @@ func parseSale(b []byte) (s SaleState, err error) {
 
 // Load implements [Sales].
 func (d dbSales) Load(buyer [32]byte) (s SaleState, ok bool, err error) {
-	err = d.db.View(func(tx *storage.Tx) error {
+	err = d.db.View(func(tx *db.Tx) error {
 		v, err := tx.Get(d.bucket, buyer[:])
 		if err != nil || v == nil {
 			return err
@@ -53,7 +54,7 @@ func (d dbSales) Load(buyer [32]byte) (s SaleState, ok bool, err error) {
 
 // Save implements [Sales].
 func (d dbSales) Save(states map[[32]byte]SaleState) error {
-	return d.db.Update(func(tx *storage.Tx) error {
+	return d.db.Update(func(tx *db.Tx) error {
 		for buyer, s := range states {
 			if err := tx.Put(d.bucket, buyer[:], encodeSale(s)); err != nil {
 				return err
@@ -65,7 +66,7 @@ func (d dbSales) Save(states map[[32]byte]SaleState) error {
 
 // Each implements [Sales]. Sales that are damaged are passed by.
 func (d dbSales) Each(f func([32]byte, SaleState) bool) error {
-	return d.db.View(func(tx *storage.Tx) error {
+	return d.db.View(func(tx *db.Tx) error {
 		tx.Each(d.bucket, func(key, value []byte, err error) bool {
 			if len(key) != 32 || err != nil {
 				return true
@@ -79,7 +80,7 @@ func (d dbSales) Each(f func([32]byte, SaleState) bool) error {
 
 // Epoch implements [Sales].
 func (d dbSales) Epoch() (e Epoch, err error) {
-	err = d.db.View(func(tx *storage.Tx) error {
+	err = d.db.View(func(tx *db.Tx) error {
 		v, err := tx.Get(d.bucket, []byte(epochKey))
 		if err != nil || len(v) != 64 {
 			return err
@@ -94,7 +95,7 @@ func (d dbSales) Epoch() (e Epoch, err error) {
 
 // SetEpoch implements [Sales].
 func (d dbSales) SetEpoch(e Epoch) error {
-	return d.db.Update(func(tx *storage.Tx) error {
+	return d.db.Update(func(tx *db.Tx) error {
 		v := binary.LittleEndian.AppendUint64(nil, e.Number)
 		v = append(v, e.Log[:]...)
 		v = binary.LittleEndian.AppendUint64(v, e.Length)

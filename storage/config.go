@@ -6,6 +6,7 @@ import (
 	"log/slog"
 
 	"dazaar-edge/storage/durable"
+	"dazaar-edge/storage/page"
 )
 
 // Owner derives something from the blocks of a log in order, for example a
@@ -36,6 +37,10 @@ type Owner interface {
 	// Dropping says that blocks before first are about to be dropped.
 	Dropping(first uint64)
 }
+
+// Weight is what a block costs a buyer besides its bytes. It is fixed when the
+// block is appended.
+type Weight = page.Weight
 
 // Record is a block to append.
 type Record struct {
@@ -70,11 +75,11 @@ const MinSegments = 4
 func (c *Config) segmentPages() (int, error) {
 	size := c.SegmentSize
 	if size == 0 {
-		size = min(DefaultSegmentSize, c.MaxSize/8/(16*PageSize)*(16*PageSize))
-		size = max(size, minPages*PageSize)
+		size = min(DefaultSegmentSize, c.MaxSize/8/(16*page.Size)*(16*page.Size))
+		size = max(size, page.MinPages*page.Size)
 	}
-	if size%PageSize != 0 || size < minPages*PageSize || size > maxPages*PageSize {
-		return 0, fmt.Errorf("storage: segment size %d: must be a multiple of %d between %d and %d", size, PageSize, minPages*PageSize, maxPages*PageSize)
+	if size%page.Size != 0 || size < page.MinPages*page.Size || size > page.MaxPages*page.Size {
+		return 0, fmt.Errorf("storage: segment size %d: must be a multiple of %d between %d and %d", size, page.Size, page.MinPages*page.Size, page.MaxPages*page.Size)
 	}
-	return int(size / PageSize), nil
+	return int(size / page.Size), nil
 }

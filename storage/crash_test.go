@@ -14,6 +14,7 @@ import (
 
 	"dazaar-edge/storage/durable"
 	"dazaar-edge/storage/faultfs"
+	"dazaar-edge/storage/page"
 )
 
 var crashPoints = flag.Int("crashpoints", 20_000, "simulated crash points in TestCrash")
@@ -83,7 +84,7 @@ func newBench(t testing.TB, seed uint64, maxSize int64) *bench {
 		t: t, rng: rand.New(rand.NewPCG(seed, 2)), disk: faultfs.New(seed), tried: map[uint64][][]byte{},
 		marks: map[string]byte{}, setting: map[string][]byte{},
 	}
-	b.cfg = Config{FS: b.disk, Dir: "/log", MaxSize: maxSize, SegmentSize: minPages * PageSize, Rand: rand.NewChaCha8([32]byte{byte(seed)})}
+	b.cfg = Config{FS: b.disk, Dir: "/log", MaxSize: maxSize, SegmentSize: page.MinPages * page.Size, Rand: rand.NewChaCha8([32]byte{byte(seed)})}
 	return b
 }
 
@@ -115,7 +116,7 @@ func (b *bench) step() error {
 		data := testBlock(b.made, b.size())
 		b.made++
 		before := b.log.Length()
-		i, err := b.log.Append(Record{Data: data, Weight: Weight{uint64(b.rng.IntN(3)), uint64(b.rng.IntN(2)) * 1000}, Keys: keysOf(data)})
+		i, err := b.log.Append(Record{Data: data, Weight: Weight{Readings: uint64(b.rng.IntN(3)), Span: uint64(b.rng.IntN(2)) * 1000}, Keys: keysOf(data)})
 		b.commitTried(before)
 		if err != nil {
 			return err
@@ -272,7 +273,7 @@ func (b *bench) crash() error {
 func TestCrash(t *testing.T) {
 	const perSeed = 100
 	for seed := range uint64(*crashPoints / perSeed) {
-		b := newBench(t, seed, 7*minPages*PageSize)
+		b := newBench(t, seed, 7*page.MinPages*page.Size)
 		if err := b.open(); err != nil {
 			t.Fatal(err)
 		}
@@ -313,8 +314,8 @@ func (f sabotagedFile) Datasync() error {
 }
 
 func (f sabotagedFile) place(off int64) int64 {
-	if f.s.inPlace && off == (slotPage+1)*PageSize {
-		return slotPage * PageSize
+	if f.s.inPlace && off == (slotPage+1)*page.Size {
+		return slotPage * page.Size
 	}
 	return off
 }
@@ -332,7 +333,7 @@ func (f sabotagedFile) ReadAt(b []byte, off int64) (int, error) {
 func TestCrashFindsFaults(t *testing.T) {
 	for name, s := range map[string]sabotage{"no fdatasync": {noSync: true}, "rewritten in place": {inPlace: true}} {
 		t.Run(name, func(t *testing.T) {
-			b := newBench(t, 1, 7*minPages*PageSize)
+			b := newBench(t, 1, 7*page.MinPages*page.Size)
 			s.FS = b.disk
 			b.cfg.FS = s
 			if err := b.open(); err != nil {

@@ -4,11 +4,14 @@ import (
 	"bytes"
 	"slices"
 	"testing"
+
+	"dazaar-edge/storage/marks"
+	"dazaar-edge/storage/page"
 )
 
 // images returns a page of each kind of a real log, as seeds.
 func images(f *testing.F) (out [][]byte) {
-	b := newBench(f, 1, 60*minPages*PageSize)
+	b := newBench(f, 1, 60*page.MinPages*page.Size)
 	if err := b.open(); err != nil {
 		f.Fatal(err)
 	}
@@ -28,8 +31,8 @@ func images(f *testing.F) (out [][]byte) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	for page := range minPages {
-		p, err := readPages(file, page, 1)
+	for n := range page.MinPages {
+		p, err := readPages(file, n, 1)
 		if err != nil {
 			f.Fatal(err)
 		}
@@ -45,49 +48,49 @@ func FuzzPage(f *testing.F) {
 		f.Add(p)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		page := make([]byte, PageSize)
-		copy(page, b)
-		for _, kind := range []byte{kindHeader, kindData, kindMarks, kindFooter} {
-			p := bytes.Clone(page)
-			seal(p, kind, page[7], 1)
-			if h, err := parseHeader(p); err == nil {
-				again, err := h.encode()
+		raw := make([]byte, page.Size)
+		copy(raw, b)
+		for _, kind := range []byte{page.KindHeader, page.KindData, page.KindMarks, page.KindFooter} {
+			p := bytes.Clone(raw)
+			page.Seal(p, kind, raw[7], 1)
+			if h, err := page.ParseHeader(p); err == nil {
+				again, err := h.Encode()
 				if err != nil {
 					t.Fatalf("a head that was read cannot be written: %v", err)
 				}
-				if back, err := parseHeader(again); err != nil || back.block != h.block || !bytes.Equal(back.state, h.state) {
+				if back, err := page.ParseHeader(again); err != nil || back.Block != h.Block || !bytes.Equal(back.State, h.State) {
 					t.Fatalf("head does not survive: %v", err)
 				}
 			}
-			if ft, err := parseFooter(p); err == nil {
-				if dir, err := parseDir(ft.dir, 0, ft.pages); err == nil {
-					back, err := parseDir(appendDir(nil, 0, dir), 0, len(dir))
+			if ft, err := page.ParseFooter(p); err == nil {
+				if dir, err := page.ParseDir(ft.Dir, 0, ft.Pages); err == nil {
+					back, err := page.ParseDir(page.AppendDir(nil, 0, dir), 0, len(dir))
 					if err != nil || !slices.Equal(back, dir) {
 						t.Fatalf("page directory does not survive: %v", err)
 					}
 				}
 			}
-			_, _, _, _ = parseMarks(p, int(page[7]), 1)
-			info, err := parsePage(p, 1)
+			_, _ = marks.Parse(p, int(raw[7]), 1)
+			info, err := page.Parse(p, 1)
 			if err != nil {
 				continue
 			}
-			src := func(n int) ([]byte, pageInfo, error) { return p, info, nil }
+			src := func(n int) ([]byte, page.Info, error) { return p, info, nil }
 			seen := 0
-			_, _ = walk(src, info.number, info.number, func(_ uint64, _ Weight, data []byte) (bool, error) {
+			_, _ = page.Walk(src, info.Number, info.Number, func(_ uint64, _ Weight, data []byte) (bool, error) {
 				seen += len(data)
 				return true, nil
 			})
-			if seen > PageSize {
+			if seen > page.Size {
 				t.Fatalf("%d bytes of records in a page", seen)
 			}
-			g := newGeometry(minPages)
+			g := newGeometry(page.MinPages)
 			sc := scan{f: bytesAt(make([]byte, g.size())), g: g, seg: segment{seq: 1}}
 			copy(sc.f.(bytesAt)[g.dataOff(0):], p)
 			_, _ = sc.trim(0)
 			again := bytes.Clone(p)
-			info.seal(again)
-			if back, err := parsePage(again, 1); err != nil || back != info {
+			info.Seal(again)
+			if back, err := page.Parse(again, 1); err != nil || back != info {
 				t.Fatalf("page head does not survive: %+v, %+v, %v", info, back, err)
 			}
 		}
@@ -100,7 +103,7 @@ func FuzzSegment(f *testing.F) {
 		f.Add(uint8(i), p, true)
 	}
 	f.Fuzz(func(t *testing.T, at uint8, content []byte, sealed bool) {
-		b := newBench(t, 1, 60*minPages*PageSize)
+		b := newBench(t, 1, 60*page.MinPages*page.Size)
 		if err := b.open(); err != nil {
 			t.Fatal(err)
 		}
@@ -111,16 +114,16 @@ func FuzzSegment(f *testing.F) {
 		}
 		seg := b.log.w.seg
 		b.log.Abort()
-		page := make([]byte, PageSize)
-		copy(page, content)
+		raw := make([]byte, page.Size)
+		copy(raw, content)
 		if sealed {
-			seal(page, []byte{kindHeader, kindData, kindMarks, kindFooter}[at>>6], page[7], seg.seq)
+			page.Seal(raw, []byte{page.KindHeader, page.KindData, page.KindMarks, page.KindFooter}[at>>6], raw[7], seg.seq)
 		}
 		file, err := b.disk.Open(join(b.cfg.Dir, seg.name()))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := writeFull(file, page, int64(at%minPages)*PageSize); err != nil {
+		if err := writeFull(file, raw, int64(at%page.MinPages)*page.Size); err != nil {
 			t.Fatal(err)
 		}
 		b.disk.Kill()

@@ -47,6 +47,8 @@ import (
 	"sync"
 
 	"dazaar-edge/storage/durable"
+	"dazaar-edge/storage/marks"
+	"dazaar-edge/storage/page"
 )
 
 // Log is an append-only list of blocks. All methods are safe for concurrent
@@ -60,16 +62,16 @@ type Log struct {
 	recovery Recovery
 	lock     io.Closer
 
-	wmu    sync.Mutex // held while writing
-	w      writer     // guarded by wmu
-	spare  spare      // guarded by wmu
-	marks  markStore  // guarded by wmu
-	closed bool       // guarded by wmu
+	wmu    sync.Mutex   // held while writing
+	w      writer       // guarded by wmu
+	spare  spare        // guarded by wmu
+	marks  *marks.Store // guarded by wmu
+	closed bool         // guarded by wmu
 
 	mu     sync.RWMutex // held for memory operations and page reads only
 	segs   []segment    // guarded by mu; changed with wmu held too
 	length uint64       // committed blocks; guarded by mu
-	tail   [PageSize]byte
+	tail   [page.Size]byte
 	tailNo int      // number of the page in tail; guarded by mu
 	dir    []uint64 // first blocks of the open segment's pages; guarded by mu
 	file   durable.File
@@ -139,7 +141,7 @@ func Open(cfg Config) (*Log, error) {
 	}
 	if err := l.open(); err != nil {
 		l.closeFiles()
-		return nil, fmt.Errorf("log %s: %w", cfg.Dir, classify(err))
+		return nil, fmt.Errorf("log %s: %w", cfg.Dir, durable.Classify(err))
 	}
 	return l, nil
 }
@@ -186,7 +188,7 @@ func (l *Log) open() (err error) {
 	if err := l.adoptSpare(found.spare); err != nil {
 		return err
 	}
-	l.marks.init(l.geo)
+	l.marks = marks.New(l.geo.marks)
 	if len(found.segments) == 0 {
 		return l.create()
 	}
@@ -237,7 +239,7 @@ func (l *Log) Append(rec Record) (uint64, error) {
 	}
 	if l.w.sealed {
 		if err := l.nextSegment(); err != nil {
-			return 0, fmt.Errorf("log %s: next segment: %w", l.cfg.Dir, classify(err))
+			return 0, fmt.Errorf("log %s: next segment: %w", l.cfg.Dir, durable.Classify(err))
 		}
 	}
 	i := l.w.next
@@ -268,7 +270,7 @@ func (l *Log) Commit() error {
 func (l *Log) commit(end bool) error {
 	w := &l.w
 	blocks := w.next != w.saved.next || end
-	if !blocks && !l.marks.dirty() {
+	if !blocks && !l.marks.Dirty() {
 		return nil
 	}
 	if l.spare.created {
@@ -281,36 +283,36 @@ func (l *Log) commit(end bool) error {
 	}
 	slot := w.slot
 	if blocks {
-		if w.open.used > bodyEnd {
+		if w.open.used > page.BodyEnd {
 			w.finishPage(l.geo)
 		}
 		if err := w.flush(l.geo); err != nil {
 			return l.rollback(err)
 		}
 		info := w.info()
-		info.flags, info.digest = flagCommit, l.cfg.Owner.Digest()
+		info.Flags, info.Digest = page.FlagCommit, l.cfg.Owner.Digest()
 		if w.saved.next == w.seg.first {
-			info.flags |= flagFirst
+			info.Flags |= page.FlagFirst
 		}
-		off := l.geo.dataOff(info.number)
+		off := l.geo.dataOff(info.Number)
 		if end {
-			info.flags |= flagSegment
+			info.Flags |= page.FlagSegment
 		} else {
 			slot = (w.slot + 1) % slots
-			off = int64(slotPage+slot) * PageSize
+			off = int64(slotPage+slot) * page.Size
 		}
-		info.seal(w.open.page[:])
+		info.Seal(w.open.page[:])
 		if err := writeFull(w.file, w.open.page[:], off); err != nil {
 			return l.rollback(err)
 		}
 	}
-	if err := l.marks.write(w.file, l.geo, w.seg.seq); err != nil {
+	if err := l.marks.Write(w.seg.seq, l.markWriter(w.file)); err != nil {
 		return l.rollback(err)
 	}
 	if err := w.file.Datasync(); err != nil {
 		return l.rollback(err)
 	}
-	l.marks.written()
+	l.marks.Written()
 	if blocks {
 		w.commit++
 		w.slot, w.sealed, w.failed = slot, end, false
@@ -328,7 +330,7 @@ func (l *Log) removeNote() error {
 	if !l.w.noted {
 		return nil
 	}
-	if err := writeFull(l.w.file, make([]byte, PageSize), int64(l.geo.footerPage())*PageSize); err != nil {
+	if err := writeFull(l.w.file, make([]byte, page.Size), int64(l.geo.footerPage())*page.Size); err != nil {
 		return err
 	}
 	if err := l.w.file.Datasync(); err != nil {
@@ -358,16 +360,16 @@ func (l *Log) rollback(err error) error {
 	l.w.failed = true
 	l.w.commit++ // a number that may stand on the disk is never used again
 	l.w.restore()
-	l.marks.failed()
+	l.marks.Failed()
 	l.cfg.Owner.RolledBack()
-	return fmt.Errorf("log %s: commit: %w", l.cfg.Dir, classify(err))
+	return fmt.Errorf("log %s: commit: %w", l.cfg.Dir, durable.Classify(err))
 }
 
 // nextSegment closes the sealed segment and opens the next.
 func (l *Log) nextSegment() error {
 	w := &l.w
 	if !w.footed {
-		if err := w.writeFooter(l.geo, l.cfg.Owner, footerClosed, l.cfg.Now()); err != nil {
+		if err := w.writeFooter(l.geo, l.cfg.Owner, page.FooterClosed, l.cfg.Now()); err != nil {
 			return err
 		}
 		w.footed = true
@@ -377,18 +379,18 @@ func (l *Log) nextSegment() error {
 
 // writeFooter writes the foot of the open segment and syncs it.
 func (w *writer) writeFooter(g geometry, o Owner, kind byte, now uint64) error {
-	dir := appendDir(nil, w.seg.first, w.dir)
+	dir := page.AppendDir(nil, w.seg.first, w.dir)
 	state := o.State()
-	room := g.footerSize() - footerHead - len(dir) - len(state)
-	ft := footer{
-		kind: kind, segment: w.seg.seq, commit: w.commit, end: w.next, keys: w.keys, digest: o.Digest(),
-		written: now, pages: w.open.number + 1, dir: dir, state: state, summary: o.Summary(room, kind != footerCheckpoint),
+	room := g.footerSize() - page.FooterHead - len(dir) - len(state)
+	ft := page.Footer{
+		Kind: kind, Segment: w.seg.seq, Commit: w.commit, End: w.next, Keys: w.keys, Digest: o.Digest(),
+		Written: now, Pages: w.open.number + 1, Dir: dir, State: state, Summary: o.Summary(room, kind != page.FooterCheckpoint),
 	}
-	b, err := ft.encode(g.footerSize())
+	b, err := ft.Encode(g.footerSize())
 	if err != nil {
 		return err
 	}
-	if err := writeFull(w.file, b, int64(g.footerPage())*PageSize); err != nil {
+	if err := writeFull(w.file, b, int64(g.footerPage())*page.Size); err != nil {
 		return err
 	}
 	return w.file.Datasync()
@@ -403,9 +405,9 @@ func (l *Log) Close() error {
 		return nil
 	}
 	err := l.commit(false)
-	kind := byte(footerCheckpoint)
+	kind := byte(page.FooterCheckpoint)
 	if l.w.sealed {
-		kind = footerSealed
+		kind = page.FooterSealed
 	}
 	if err == nil && l.w.failed && !l.w.sealed {
 		// The other slot may hold what a failed commit left: it must not be

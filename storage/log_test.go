@@ -2,8 +2,10 @@ package storage
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -13,12 +15,13 @@ import (
 	"testing"
 
 	"dazaar-edge/storage/durable"
+	"dazaar-edge/storage/page"
 )
 
 // TestErrors checks that a caller can tell what to do.
 func TestErrors(t *testing.T) {
 	t.Run("locked", func(t *testing.T) {
-		b := newBench(t, 1, 60*minPages*PageSize)
+		b := newBench(t, 1, 60*page.MinPages*page.Size)
 		if err := b.open(); err != nil {
 			t.Fatal(err)
 		}
@@ -31,33 +34,33 @@ func TestErrors(t *testing.T) {
 		b := filled(t, 1, 100)
 		found, _ := list(b.disk, b.cfg.Dir)
 		f, _ := b.disk.Open(join(b.cfg.Dir, found.segments[len(found.segments)-1].name()))
-		page, _ := readPages(f, 0, 1)
-		page[6] = formatVersion + 1
-		le.PutUint32(page, crcOf(page))
-		if _, err := f.WriteAt(page, 0); err != nil {
+		head, _ := readPages(f, 0, 1)
+		head[6] = page.Version + 1
+		binary.LittleEndian.PutUint32(head, crc32.Checksum(head[4:], page.Castagnoli()))
+		if _, err := f.WriteAt(head, 0); err != nil {
 			t.Fatal(err)
 		}
 		before := b.disk.Stats().Written
 		if err := b.open(); !errors.Is(err, ErrNewer) || !strings.Contains(err.Error(), "update the program") {
 			t.Error(err)
 		}
-		if b.disk.Stats().Written > before+PageSize {
+		if b.disk.Stats().Written > before+page.Size {
 			t.Error("a newer log was written to")
 		}
 	})
 	t.Run("read-only", func(t *testing.T) {
-		b := newBench(t, 1, 60*minPages*PageSize)
+		b := newBench(t, 1, 60*page.MinPages*page.Size)
 		b.disk.Fail(func(int, string, string) error { return syscall.EROFS })
 		if err := b.open(); !errors.Is(err, ErrReadOnly) || !strings.Contains(err.Error(), "remount") {
 			t.Error(err)
 		}
 	})
 	t.Run("full disk", func(t *testing.T) {
-		b := newBench(t, 1, 60*minPages*PageSize)
+		b := newBench(t, 1, 60*page.MinPages*page.Size)
 		if err := b.open(); err != nil {
 			t.Fatal(err)
 		}
-		b.disk.SetSpace(3 * minPages * PageSize)
+		b.disk.SetSpace(3 * page.MinPages * page.Size)
 		var err error
 		for err == nil {
 			err = b.step()
@@ -81,7 +84,7 @@ func TestErrors(t *testing.T) {
 		b.log.Close()
 	})
 	t.Run("too large and too small", func(t *testing.T) {
-		b := newBench(t, 1, 60*minPages*PageSize)
+		b := newBench(t, 1, 60*page.MinPages*page.Size)
 		if err := b.open(); err != nil {
 			t.Fatal(err)
 		}
@@ -93,32 +96,23 @@ func TestErrors(t *testing.T) {
 			t.Error(err)
 		}
 		c := b.cfg
-		c.Dir, c.MaxSize = "/other", 2*minPages*PageSize
+		c.Dir, c.MaxSize = "/other", 2*page.MinPages*page.Size
 		if _, err := Open(c); err == nil || !strings.Contains(err.Error(), "needs at least") {
 			t.Error(err)
 		}
 	})
 }
 
-func crcOf(page []byte) uint32 {
-	c := bytes.Clone(page)
-	seal(c, c[5], c[7], le.Uint64(c[8:]))
-	c[6] = page[6]
-	return checksumOf(c[4:])
-}
-
-func checksumOf(b []byte) uint32 { return checksum("", nil, b) }
-
 // TestLargeBlocks appends the largest blocks and reads them back in any order.
 func TestLargeBlocks(t *testing.T) {
-	b := newBench(t, 1, 60*64*PageSize)
-	b.cfg.SegmentSize = 64 * PageSize
+	b := newBench(t, 1, 60*64*page.Size)
+	b.cfg.SegmentSize = 64 * page.Size
 	if err := b.open(); err != nil {
 		t.Fatal(err)
 	}
 	for n := range 60 {
-		data := testBlock(uint64(n), []int{0, 1, bodyMax - 2, bodyMax, bodyMax + 1, b.log.MaxBlock(), b.log.MaxBlock() - 1}[n%7])
-		if _, err := b.log.Append(Record{Data: data, Weight: Weight{1, uint64(n)}}); err != nil {
+		data := testBlock(uint64(n), []int{0, 1, page.BodyMax - 2, page.BodyMax, page.BodyMax + 1, b.log.MaxBlock(), b.log.MaxBlock() - 1}[n%7])
+		if _, err := b.log.Append(Record{Data: data, Weight: Weight{Readings: 1, Span: uint64(n)}}); err != nil {
 			t.Fatal(err)
 		}
 		b.owner.add(data)
@@ -149,7 +143,7 @@ func TestLargeBlocks(t *testing.T) {
 // TestFindKey compares the search with a look at everything.
 func TestFindKey(t *testing.T) {
 	for seed := range uint64(20) {
-		b := newBench(t, seed, 60*minPages*PageSize)
+		b := newBench(t, seed, 60*page.MinPages*page.Size)
 		if err := b.open(); err != nil {
 			t.Fatal(err)
 		}
@@ -213,7 +207,7 @@ func TestFindKey(t *testing.T) {
 
 // TestReadersAndDrops reads while segments are written, closed and recycled.
 func TestReadersAndDrops(t *testing.T) {
-	b := newBench(t, 1, 6*minPages*PageSize)
+	b := newBench(t, 1, 6*page.MinPages*page.Size)
 	if err := b.open(); err != nil {
 		t.Fatal(err)
 	}
@@ -235,8 +229,8 @@ func TestReadersAndDrops(t *testing.T) {
 				}
 				i := first + uint64(rng.IntN(int(length-first)))
 				data, _, err := b.log.Get(i)
-				if err == nil && len(data) >= 8 && le.Uint64(data) != i {
-					t.Errorf("block %d is %d", i, le.Uint64(data))
+				if err == nil && len(data) >= 8 && binary.LittleEndian.Uint64(data) != i {
+					t.Errorf("block %d is %d", i, binary.LittleEndian.Uint64(data))
 					return
 				}
 				if err != nil && !errors.Is(err, ErrDropped) {
@@ -265,7 +259,7 @@ func TestReadersAndDrops(t *testing.T) {
 // TestMaxSizeShrinks opens a log with a smaller budget.
 func TestMaxSizeShrinks(t *testing.T) {
 	b := filled(t, 1, 2500)
-	b.cfg.MaxSize = 6 * minPages * PageSize
+	b.cfg.MaxSize = 6 * page.MinPages * page.Size
 	if err := b.open(); err != nil {
 		t.Fatal(err)
 	}
@@ -289,7 +283,7 @@ func TestMaxSizeShrinks(t *testing.T) {
 
 // TestMarksFull fills the marks and makes room.
 func TestMarksFull(t *testing.T) {
-	b := newBench(t, 1, 60*minPages*PageSize)
+	b := newBench(t, 1, 60*page.MinPages*page.Size)
 	if err := b.open(); err != nil {
 		t.Fatal(err)
 	}
@@ -324,7 +318,7 @@ func TestMarksFull(t *testing.T) {
 
 // TestRealFiles runs the log on the real file system.
 func TestRealFiles(t *testing.T) {
-	b := newBench(t, 1, 20*minPages*PageSize)
+	b := newBench(t, 1, 20*page.MinPages*page.Size)
 	b.cfg.FS, b.cfg.Dir = durable.OS(), filepath.Join(t.TempDir(), "a", "log")
 	if err := b.open(); err != nil {
 		t.Fatal(err)

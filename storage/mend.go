@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"dazaar-edge/storage/durable"
+	"dazaar-edge/storage/page"
 )
 
 // Mend rewrites damaged heads and feet of closed segments where they follow
@@ -21,7 +22,7 @@ func (l *Log) Mend(newOwner func() Owner) (done []string, err error) {
 		what, err := l.mendSegment(i, newOwner)
 		done = append(done, what...)
 		if err != nil {
-			return done, classify(err)
+			return done, durable.Classify(err)
 		}
 	}
 	return done, nil
@@ -48,7 +49,7 @@ func (l *Log) mendSegment(i int, newOwner func() Owner) (done []string, err erro
 	l.mu.Lock()
 	l.read.forget(s.seq)
 	l.mu.Unlock()
-	if ft, err := readFooter(f, l.geo, s.seq); err == nil && ft.closed() {
+	if ft, err := readFooter(f, l.geo, s.seq); err == nil && ft.Closed() {
 		return done, nil
 	} else if err != nil && !errors.Is(err, ErrCorrupt) {
 		return done, err
@@ -64,33 +65,33 @@ func (l *Log) mendSegment(i int, newOwner func() Owner) (done []string, err erro
 }
 
 // mendHead writes the head of segment number i from the foot of the one before.
-func (l *Log) mendHead(f durable.File, i int) (header, error) {
+func (l *Log) mendHead(f durable.File, i int) (page.Header, error) {
 	s, before := l.segs[i], l.segs[i-1]
 	if before.seq+1 != s.seq {
-		return header{}, fmt.Errorf("%w: the segment before is missing", ErrCorrupt)
+		return page.Header{}, fmt.Errorf("%w: the segment before is missing", ErrCorrupt)
 	}
 	b, err := l.cfg.FS.OpenRead(join(l.cfg.Dir, before.name()))
 	if err != nil {
-		return header{}, err
+		return page.Header{}, err
 	}
 	ft, err := readFooter(b, l.geo, before.seq)
 	if err = errors.Join(err, b.Close()); err != nil {
-		return header{}, err
+		return page.Header{}, err
 	}
-	if !ft.closed() || ft.end != s.first {
-		return header{}, fmt.Errorf("%w: the segment before does not lead here", ErrCorrupt)
+	if !ft.Closed() || ft.End != s.first {
+		return page.Header{}, fmt.Errorf("%w: the segment before does not lead here", ErrCorrupt)
 	}
 	_, old, err := l.headOf(before)
 	if err != nil {
-		return header{}, err
+		return page.Header{}, err
 	}
-	h := header{segment: s.seq, pages: l.geo.pages, block: s.first, keys: ft.keys, digest: ft.digest, id: old.id, created: ft.written, state: ft.state}
+	h := page.Header{Segment: s.seq, Pages: l.geo.pages, Block: s.first, Keys: ft.Keys, Digest: ft.Digest, Id: old.Id, Created: ft.Written, State: ft.State}
 	return h, writeHead(f, h)
 }
 
 // writeHead replaces a damaged head.
-func writeHead(f durable.File, h header) error {
-	image, err := h.encode()
+func writeHead(f durable.File, h page.Header) error {
+	image, err := h.Encode()
 	if err != nil {
 		return err
 	}
@@ -102,13 +103,13 @@ func writeHead(f durable.File, h header) error {
 
 // mendFoot writes the foot of segment s, whose blocks must all be readable and
 // lead to the next segment.
-func (l *Log) mendFoot(f durable.File, s, next segment, h header, o Owner) error {
+func (l *Log) mendFoot(f durable.File, s, next segment, h page.Header, o Owner) error {
 	sc, err := scanSegment(f, l.geo, s, h)
 	if err != nil {
 		return err
 	}
 	n := len(sc.pages)
-	if n == 0 || sc.pages[n-1].flags&flagSegment == 0 {
+	if n == 0 || sc.pages[n-1].Flags&page.FlagSegment == 0 {
 		return fmt.Errorf("%w: pages are missing", ErrCorrupt)
 	}
 	final := sc.pages[n-1]
@@ -119,12 +120,12 @@ func (l *Log) mendFoot(f durable.File, s, next segment, h header, o Owner) error
 	if end != next.first {
 		return fmt.Errorf("%w: the blocks do not lead to the next segment", ErrCorrupt)
 	}
-	w := writer{file: f, seg: s, commit: final.commit, next: end, keys: h.keys}
-	w.open.number = final.number
+	w := writer{file: f, seg: s, commit: final.Commit, next: end, keys: h.Keys}
+	w.open.number = final.Number
 	for _, p := range sc.pages {
-		w.dir = append(w.dir, p.block)
+		w.dir = append(w.dir, p.Block)
 	}
-	if _, err := walk(sc.source(tail{info: final}), 0, final.number, func(i uint64, _ Weight, data []byte) (bool, error) {
+	if _, err := page.Walk(sc.source(tail{info: final}), 0, final.Number, func(i uint64, _ Weight, data []byte) (bool, error) {
 		for k, v := range o.Keys(i, data) {
 			w.keys[k] = max(w.keys[k], v)
 		}
@@ -135,5 +136,5 @@ func (l *Log) mendFoot(f durable.File, s, next segment, h header, o Owner) error
 	l.mu.Lock()
 	l.read.forget(s.seq)
 	l.mu.Unlock()
-	return w.writeFooter(l.geo, o, footerClosed, l.cfg.Now())
+	return w.writeFooter(l.geo, o, page.FooterClosed, l.cfg.Now())
 }

@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"dazaar-edge/storage/durable"
+	"dazaar-edge/storage/page"
 )
 
 // Sizes of the read caches: 64 KiB of pages, a few page directories and files.
@@ -31,8 +32,8 @@ type reader struct {
 type cachedPage struct {
 	seq  uint64
 	n    int
-	buf  *[PageSize]byte
-	info pageInfo
+	buf  *[page.Size]byte
+	info page.Info
 }
 
 type cachedFile struct {
@@ -92,11 +93,11 @@ func (r *reader) file(i int) (durable.File, error) {
 }
 
 // page returns data page n of segment number i, checked.
-func (r *reader) page(i, n int) ([]byte, pageInfo, error) {
+func (r *reader) page(i, n int) ([]byte, page.Info, error) {
 	l := r.l
 	s := l.segs[i]
 	if i == len(l.segs)-1 && n == l.tailNo {
-		info, err := parsePage(l.tail[:], s.seq)
+		info, err := page.Parse(l.tail[:], s.seq)
 		return l.tail[:], info, err
 	}
 	for j, p := range r.pages {
@@ -108,23 +109,23 @@ func (r *reader) page(i, n int) ([]byte, pageInfo, error) {
 	}
 	f, err := r.file(i)
 	if err != nil {
-		return nil, pageInfo{}, err
+		return nil, page.Info{}, err
 	}
 	p := cachedPage{seq: s.seq, n: n}
 	if len(r.pages) >= cachedPages {
 		p.buf = r.pages[len(r.pages)-1].buf
 		r.pages = r.pages[:len(r.pages)-1]
 	} else {
-		p.buf = new([PageSize]byte)
+		p.buf = new([page.Size]byte)
 	}
 	if err := readInto(f, l.geo.dataPage(n), p.buf[:]); err != nil {
-		return nil, pageInfo{}, err
+		return nil, page.Info{}, err
 	}
-	if p.info, err = parsePage(p.buf[:], s.seq); err != nil {
-		return nil, pageInfo{}, err
+	if p.info, err = page.Parse(p.buf[:], s.seq); err != nil {
+		return nil, page.Info{}, err
 	}
-	if p.info.number != n {
-		return nil, pageInfo{}, fmt.Errorf("%w: page %d in its place", ErrCorrupt, p.info.number)
+	if p.info.Number != n {
+		return nil, page.Info{}, fmt.Errorf("%w: page %d in its place", ErrCorrupt, p.info.Number)
 	}
 	r.pages = append(r.pages, cachedPage{})
 	copy(r.pages[1:], r.pages)
@@ -174,7 +175,7 @@ func (r *reader) view(i int) (*Segment, error) {
 	h, err := readHeader(f, s)
 	switch {
 	case err == nil:
-		v.State, v.keys = h.state, h.keys
+		v.State, v.keys = h.State, h.Keys
 	case !errors.Is(err, ErrCorrupt):
 		return nil, err
 	}
@@ -194,9 +195,9 @@ func (r *reader) view(i int) (*Segment, error) {
 func (r *reader) closedView(f durable.File, i int, v *Segment) error {
 	v.End = r.l.segs[i+1].first
 	ft, err := readFooter(f, r.l.geo, v.Seq)
-	if err == nil && ft.closed() && ft.end <= v.End {
-		if v.dir, err = parseDir(ft.dir, v.First, ft.pages); err == nil {
-			v.End, v.Summary = ft.end, ft.summary
+	if err == nil && ft.Closed() && ft.End <= v.End {
+		if v.dir, err = page.ParseDir(ft.Dir, v.First, ft.Pages); err == nil {
+			v.End, v.Summary = ft.End, ft.Summary
 			return nil
 		}
 	}
@@ -211,25 +212,25 @@ func (r *reader) closedView(f durable.File, i int, v *Segment) error {
 // page that cannot be read counts as beginning where the next one does.
 func pageDir(f durable.File, g geometry, seq, first uint64) ([]uint64, error) {
 	var dir []uint64
-	var buf [PageSize]byte
+	var buf [page.Size]byte
 	known := 0
 	for n := range g.dataPages() {
 		err := readInto(f, g.dataPage(n), buf[:])
-		var info pageInfo
+		var info page.Info
 		if err == nil {
-			info, err = parsePage(buf[:], seq)
+			info, err = page.Parse(buf[:], seq)
 		}
-		if err != nil || info.number != n || info.block < first {
+		if err != nil || info.Number != n || info.Block < first {
 			if err != nil && !errors.Is(err, ErrCorrupt) {
 				return nil, err
 			}
 			continue
 		}
 		for len(dir) <= n {
-			dir = append(dir, info.block)
+			dir = append(dir, info.Block)
 		}
-		first, known = info.block, n+1
-		if info.flags&flagSegment != 0 {
+		first, known = info.Block, n+1
+		if info.Flags&page.FlagSegment != 0 {
 			break
 		}
 	}
@@ -292,10 +293,10 @@ func (r *reader) segmentRange(i int, from, to uint64, f func(uint64, Weight, []b
 	if i+1 < len(r.l.segs) && end != r.l.segs[i+1].first && from >= end {
 		return 0, false, r.lost(i, 0, from, r.l.segs[i+1].first, errors.New("a segment file is missing"))
 	}
-	src := func(n int) ([]byte, pageInfo, error) { return r.page(i, n) }
+	src := func(n int) ([]byte, page.Info, error) { return r.page(i, n) }
 	start := max(sort.Search(len(v.dir), func(n int) bool { return v.dir[n] > from })-1, 0)
 	at := from
-	_, err = walk(src, start, len(v.dir)-1, func(block uint64, w Weight, data []byte) (bool, error) {
+	_, err = page.Walk(src, start, len(v.dir)-1, func(block uint64, w Weight, data []byte) (bool, error) {
 		if block < from {
 			return true, nil
 		}
@@ -316,15 +317,15 @@ func (r *reader) segmentRange(i int, from, to uint64, f func(uint64, Weight, []b
 	case err == nil:
 		return 0, false, r.lost(i, start, at, end, errors.New("blocks are missing"))
 	case errors.Is(err, ErrCorrupt):
-		page, first := start, at
-		var pe *pageError
+		bad, first := start, at
+		var pe *page.Error
 		if errors.As(err, &pe) {
-			page = pe.page
+			bad = pe.Page
 		}
-		if page < len(v.dir) {
-			first = min(first, v.dir[page]) // the whole page is lost, not from here on only
+		if bad < len(v.dir) {
+			first = min(first, v.dir[bad]) // the whole page is lost, not from here on only
 		}
-		return 0, false, r.lost(i, page, first, r.readableFrom(i, page+1, at, end, v.dir), err)
+		return 0, false, r.lost(i, bad, first, r.readableFrom(i, bad+1, at, end, v.dir), err)
 	}
 	return 0, false, err
 }
@@ -333,16 +334,16 @@ func (r *reader) segmentRange(i int, from, to uint64, f func(uint64, Weight, []b
 // from page n on, or else end.
 func (r *reader) readableFrom(i, n int, at, end uint64, dir []uint64) uint64 {
 	for ; n < len(dir); n++ {
-		if _, info, err := r.page(i, n); err == nil && info.count > 0 && info.block > at {
-			return info.block
+		if _, info, err := r.page(i, n); err == nil && info.Count > 0 && info.Block > at {
+			return info.Block
 		}
 	}
 	return end
 }
 
-func (r *reader) lost(i, page int, first, end uint64, why error) error {
+func (r *reader) lost(i, bad int, first, end uint64, why error) error {
 	return &CorruptError{
-		File: join(r.l.cfg.Dir, r.l.segs[i].name()), Page: r.l.geo.dataPage(page), First: first, End: end, Why: why.Error(),
+		File: join(r.l.cfg.Dir, r.l.segs[i].name()), Page: r.l.geo.dataPage(bad), First: first, End: end, Why: why.Error(),
 	}
 }
 
@@ -361,7 +362,7 @@ func (l *Log) SegmentAt(i uint64) (Segment, error) {
 	}
 	v, err := l.read.view(n)
 	if err != nil {
-		return Segment{}, classify(err)
+		return Segment{}, durable.Classify(err)
 	}
 	return *v, nil
 }
@@ -424,7 +425,7 @@ func (l *Log) KeysBefore(i uint64) (first uint64, keys [2]uint64, err error) {
 	}
 	for p := max(sort.Search(len(v.dir), func(p int) bool { return v.dir[p] > i })-1, 0); p >= 0; p-- {
 		if _, info, err := l.read.page(n, p); err == nil {
-			return info.block, info.keys, nil
+			return info.Block, info.Keys, nil
 		} else if !errors.Is(err, ErrCorrupt) {
 			return 0, keys, err
 		}
@@ -437,7 +438,7 @@ func (l *Log) KeysBefore(i uint64) (first uint64, keys [2]uint64, err error) {
 func (r *reader) reached(i, p, pages, k int, target uint64) bool {
 	for ; p < pages; p++ {
 		if _, info, err := r.page(i, p); err == nil {
-			return info.keys[k] >= target
+			return info.Keys[k] >= target
 		}
 	}
 	return true

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"dazaar-edge/storage/durable"
+	"dazaar-edge/storage/page"
 )
 
 // pagesOf returns how many pages the segments of a log have: what the newest
@@ -19,11 +20,11 @@ func (l *Log) pagesOf(found []segment, fallback int) (int, error) {
 		if err != nil && !errors.Is(err, ErrCorrupt) {
 			return 0, err
 		}
-		pages := int(min(size/PageSize, maxPages+1))
-		if size%PageSize != 0 || pages < minPages || pages > maxPages {
+		pages := int(min(size/page.Size, page.MaxPages+1))
+		if size%page.Size != 0 || pages < page.MinPages || pages > page.MaxPages {
 			continue
 		}
-		if err == nil && h.pages == pages {
+		if err == nil && h.Pages == pages {
 			return pages, nil
 		}
 		if bySize == fallback {
@@ -34,7 +35,7 @@ func (l *Log) pagesOf(found []segment, fallback int) (int, error) {
 }
 
 // headOf returns size and head of a segment's file.
-func (l *Log) headOf(s segment) (size int64, h header, err error) {
+func (l *Log) headOf(s segment) (size int64, h page.Header, err error) {
 	f, err := l.cfg.FS.OpenRead(join(l.cfg.Dir, s.name()))
 	if err != nil {
 		return 0, h, err
@@ -103,8 +104,8 @@ func (l *Log) rebuildHead(i int) error {
 	if err := l.cfg.Owner.Restore(0, nil, nil, 0); err != nil {
 		return err
 	}
-	h := header{segment: s.seq, pages: l.geo.pages, digest: l.cfg.Owner.Digest(), state: l.cfg.Owner.State()}
-	if _, err := io.ReadFull(l.cfg.Rand, h.id[:]); err != nil {
+	h := page.Header{Segment: s.seq, Pages: l.geo.pages, Digest: l.cfg.Owner.Digest(), State: l.cfg.Owner.State()}
+	if _, err := io.ReadFull(l.cfg.Rand, h.Id[:]); err != nil {
 		return err
 	}
 	return writeHead(f, h)
@@ -120,7 +121,7 @@ func (l *Log) gapBefore(a, b segment) (Gap, error) {
 	}
 	defer f.Close()
 	if ft, err := readFooter(f, l.geo, a.seq); err == nil {
-		end = min(end, ft.end)
+		end = min(end, ft.End)
 	}
 	return Gap{First: end, End: b.first}, nil
 }
@@ -154,13 +155,15 @@ func (l *Log) recoverFile(f durable.File, s segment) error {
 	} else if err != nil {
 		return fmt.Errorf("%s: %w", s.name(), err)
 	}
-	if h.pages != l.geo.pages {
-		return fmt.Errorf("%w: it says %d pages, others have %d", errBadHead, h.pages, l.geo.pages)
+	if h.Pages != l.geo.pages {
+		return fmt.Errorf("%w: it says %d pages, others have %d", errBadHead, h.Pages, l.geo.pages)
 	}
-	l.id = h.id
-	if bad, err := l.marks.load(f, l.geo, s.seq); err != nil {
+	l.id = h.Id
+	pages, _, err := readEach(f, l.geo.markPage(0), l.marks.Pages())
+	if err != nil {
 		return err
-	} else if bad > 0 {
+	}
+	if bad := l.marks.Load(pages, s.seq); bad > 0 {
 		l.log.Error("marks are unreadable: meters go on from what the database holds", "pages", bad)
 	}
 	ft, err := readFooter(f, l.geo, s.seq)
@@ -171,13 +174,13 @@ func (l *Log) recoverFile(f durable.File, s segment) error {
 		return err
 	}
 	sc := &scan{f: f, g: l.geo, seg: s, head: h}
-	if ft.segment == s.seq && ft.kind != footerClosed {
+	if ft.Segment == s.seq && ft.Kind != page.FooterClosed {
 		sc.closed = &ft
 		if done, err := l.recoverClean(sc); done || err != nil {
 			return err
 		}
 	}
-	return l.recoverScan(sc, ft.commit)
+	return l.recoverScan(sc, ft.Commit)
 }
 
 // clearFooter removes what a power cut left of a footer, so that it cannot be
@@ -185,11 +188,11 @@ func (l *Log) recoverFile(f durable.File, s segment) error {
 func (l *Log) clearFooter(f durable.File) error {
 	b, err := readPages(f, l.geo.footerPage(), l.geo.foot)
 	if err == nil {
-		if _, err := parseFooter(b); err == nil {
+		if _, err := page.ParseFooter(b); err == nil {
 			return nil // of the segment that the file held before
 		}
 	}
-	if err := writeFull(f, make([]byte, len(b)), int64(l.geo.footerPage())*PageSize); err != nil {
+	if err := writeFull(f, make([]byte, len(b)), int64(l.geo.footerPage())*page.Size); err != nil {
 		return err
 	}
 	return f.Datasync()
@@ -204,18 +207,18 @@ func (l *Log) recoverClean(sc *scan) (bool, error) {
 	}
 	t := tail{slot: noSlot}
 	switch {
-	case ft.kind == footerSealed:
-		page, err := readPages(sc.f, l.geo.dataPage(ft.pages-1), 1)
+	case ft.Kind == page.FooterSealed:
+		b, err := readPages(sc.f, l.geo.dataPage(ft.Pages-1), 1)
 		if err != nil {
 			return false, nil //nolint:nilerr // then the pages tell
 		}
-		if t.info, err = parsePage(page, sc.seg.seq); err != nil || t.info.flags&flagSegment == 0 {
+		if t.info, err = page.Parse(b, sc.seg.seq); err != nil || t.info.Flags&page.FlagSegment == 0 {
 			return false, nil //nolint:nilerr // then the pages tell
 		}
 		t.ends = true
-	case ft.end > sc.seg.first:
+	case ft.End > sc.seg.first:
 		for i := range sc.slots {
-			if sc.valid[i] && sc.slots[i].digest == ft.digest && sc.slots[i].commit <= ft.commit {
+			if sc.valid[i] && sc.slots[i].Digest == ft.Digest && sc.slots[i].Commit <= ft.Commit {
 				t = tail{image: sc.images[i], info: sc.slots[i], slot: i}
 			}
 		}
@@ -223,19 +226,19 @@ func (l *Log) recoverClean(sc *scan) (bool, error) {
 			return false, nil
 		}
 	}
-	dir, err := parseDir(ft.dir, sc.seg.first, ft.pages)
-	if err != nil || ft.pages != t.info.number+1 || t.info.digest != ft.digest && t.slot != noSlot {
+	dir, err := page.ParseDir(ft.Dir, sc.seg.first, ft.Pages)
+	if err != nil || ft.Pages != t.info.Number+1 || t.info.Digest != ft.Digest && t.slot != noSlot {
 		return false, nil //nolint:nilerr // then the pages tell
 	}
-	if err := l.cfg.Owner.Restore(sc.seg.first, ft.state, ft.summary, ft.end); err != nil || l.cfg.Owner.Digest() != ft.digest {
+	if err := l.cfg.Owner.Restore(sc.seg.first, ft.State, ft.Summary, ft.End); err != nil || l.cfg.Owner.Digest() != ft.Digest {
 		return false, nil //nolint:nilerr // then the pages tell
 	}
 	l.recovery.Clean = true
-	if err := l.resume(sc, t, ft.end, ft.commit, dir); err != nil {
+	if err := l.resume(sc, t, ft.End, ft.Commit, dir); err != nil {
 		return false, err
 	}
-	l.w.noted = ft.kind == footerCheckpoint
-	l.w.footed = ft.kind == footerSealed
+	l.w.noted = ft.Kind == page.FooterCheckpoint
+	l.w.footed = ft.Kind == page.FooterSealed
 	return true, nil
 }
 
@@ -255,11 +258,11 @@ func (l *Log) recoverScan(sc *scan, footed uint64) error {
 	}
 	var dir []uint64
 	for _, p := range sc.pages {
-		dir = append(dir, p.block)
+		dir = append(dir, p.Block)
 	}
-	dir = dir[:min(len(dir), t.info.number)]
+	dir = dir[:min(len(dir), t.info.Number)]
 	if t.image != nil || t.ends {
-		dir = append(dir, t.info.block)
+		dir = append(dir, t.info.Block)
 	}
 	if ok {
 		err := l.resume(sc, t, next, sc.commit, dir)
@@ -289,13 +292,13 @@ func (l *Log) recoverScan(sc *scan, footed uint64) error {
 // resume makes the segment of sc the open one, ending at t.
 func (l *Log) resume(sc *scan, t tail, next, commit uint64, dir []uint64) error {
 	w := &l.w
-	*w = writer{file: sc.f, seg: sc.seg, slot: t.slot, sealed: t.ends, commit: commit, next: next, keys: sc.head.keys, dir: dir}
+	*w = writer{file: sc.f, seg: sc.seg, slot: t.slot, sealed: t.ends, commit: commit, next: next, keys: sc.head.Keys, dir: dir}
 	if t.image == nil && !t.ends {
 		w.dir = w.dir[:0]
 		w.begin(0)
 	} else {
 		if t.image == nil {
-			image, _, err := sc.source(t)(t.info.number)
+			image, _, err := sc.source(t)(t.info.Number)
 			if err != nil {
 				return err
 			}
@@ -303,16 +306,16 @@ func (l *Log) resume(sc *scan, t tail, next, commit uint64, dir []uint64) error 
 		}
 		o := &w.open
 		copy(o.page[:], t.image)
-		o.number, o.used, o.first, o.count = t.info.number, t.info.used, t.info.first, t.info.count
-		o.block, o.keys = t.info.block, t.info.keys
-		w.keys = t.info.keys
-		one := func(n int) ([]byte, pageInfo, error) {
-			if n != t.info.number {
-				return nil, pageInfo{}, fmt.Errorf("%w: record goes on behind the tail", ErrCorrupt)
+		o.number, o.used, o.first, o.count = t.info.Number, t.info.Used, t.info.First, t.info.Count
+		o.block, o.keys = t.info.Block, t.info.Keys
+		w.keys = t.info.Keys
+		one := func(n int) ([]byte, page.Info, error) {
+			if n != t.info.Number {
+				return nil, page.Info{}, fmt.Errorf("%w: record goes on behind the tail", ErrCorrupt)
 			}
 			return t.image, t.info, nil
 		}
-		if _, err := walk(one, t.info.number, t.info.number, func(block uint64, weight Weight, data []byte) (bool, error) {
+		if _, err := page.Walk(one, t.info.Number, t.info.Number, func(block uint64, weight Weight, data []byte) (bool, error) {
 			o.last, o.hasLast = weight, true
 			for i, k := range l.cfg.Owner.Keys(block, data) {
 				w.keys[i] = max(w.keys[i], k)
@@ -333,16 +336,16 @@ func (l *Log) resume(sc *scan, t tail, next, commit uint64, dir []uint64) error 
 func (l *Log) rewriteTail() error {
 	w := &l.w
 	info := w.info()
-	info.flags, info.digest = flagCommit, l.cfg.Owner.Digest()
+	info.Flags, info.Digest = page.FlagCommit, l.cfg.Owner.Digest()
 	if w.saved.next == w.seg.first {
-		info.flags |= flagFirst
+		info.Flags |= page.FlagFirst
 	}
-	if info.used > bodyEnd {
+	if info.Used > page.BodyEnd {
 		return fmt.Errorf("%w: tail page has no room", ErrCorrupt)
 	}
 	slot := (w.slot + 1) % slots
-	info.seal(w.open.page[:])
-	if err := writeFull(w.file, w.open.page[:], int64(slotPage+slot)*PageSize); err != nil {
+	info.Seal(w.open.page[:])
+	if err := writeFull(w.file, w.open.page[:], int64(slotPage+slot)*page.Size); err != nil {
 		return err
 	}
 	if err := w.file.Datasync(); err != nil {
@@ -383,7 +386,7 @@ func (l *Log) setAside(s segment, f durable.File) error {
 // spare segment's place.
 func (l *Log) writeCopy(to string, b []byte) error {
 	err := durable.WriteFile(l.cfg.FS, to, b)
-	if err == nil || !errors.Is(classify(err), ErrFull) || !l.spare.ready && !l.spare.renamed {
+	if err == nil || !errors.Is(durable.Classify(err), ErrFull) || !l.spare.ready && !l.spare.renamed {
 		return err
 	}
 	spare := join(l.cfg.Dir, spareName)

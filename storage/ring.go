@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"dazaar-edge/storage/durable"
+	"dazaar-edge/storage/page"
 )
 
 // spareStep is how many bytes of the next segment are filled with zeros after
@@ -179,7 +180,7 @@ func (l *Log) Drop() (bool, error) {
 	if err == nil {
 		err = l.cfg.FS.SyncDir(l.cfg.Dir)
 	}
-	return err == nil, classify(err)
+	return err == nil, durable.Classify(err)
 }
 
 // Trim drops the oldest segments until the files fit MaxSize, which may have
@@ -193,20 +194,20 @@ func (l *Log) Trim() error {
 	trimmed := false
 	if s := &l.spare; len(l.segs) >= l.maxFiles && (s.ready || s.renamed) && len(l.segs) > 1 {
 		if err := l.cfg.FS.Remove(join(l.cfg.Dir, spareName)); err != nil {
-			return classify(err)
+			return durable.Classify(err)
 		}
 		s.ready, s.renamed, trimmed = false, false, true
 	}
 	for len(l.segs) > l.maxFiles {
 		if err := l.dropOldest(false); err != nil {
-			return classify(err)
+			return durable.Classify(err)
 		}
 		trimmed = true
 	}
 	if !trimmed {
 		return nil
 	}
-	return classify(l.cfg.FS.SyncDir(l.cfg.Dir))
+	return durable.Classify(l.cfg.FS.SyncDir(l.cfg.Dir))
 }
 
 // startSegment makes s the open segment: head and marks are durable before the
@@ -233,7 +234,7 @@ func (l *Log) startSegment(s segment) error {
 		return err
 	}
 	l.spare.created = false
-	l.marks.moved()
+	l.marks.Moved()
 	w := &l.w
 	old := w.file
 	*w = writer{file: f, seg: s, slot: noSlot, commit: w.commit, next: s.first, keys: w.keys, pend: w.pend[:0]}
@@ -251,11 +252,11 @@ func (l *Log) startSegment(s segment) error {
 
 // prepare writes head and marks of s into the spare file and syncs it.
 func (l *Log) prepare(s segment) error {
-	h := header{
-		segment: s.seq, pages: l.geo.pages, block: s.first, keys: l.w.keys, digest: l.cfg.Owner.Digest(),
-		id: l.id, created: l.cfg.Now(), state: l.cfg.Owner.State(),
+	h := page.Header{
+		Segment: s.seq, Pages: l.geo.pages, Block: s.first, Keys: l.w.keys, Digest: l.cfg.Owner.Digest(),
+		Id: l.id, Created: l.cfg.Now(), State: l.cfg.Owner.State(),
 	}
-	b, err := h.encode()
+	b, err := h.Encode()
 	if err != nil {
 		return err
 	}
@@ -264,7 +265,7 @@ func (l *Log) prepare(s segment) error {
 		return err
 	}
 	if err = writeFull(f, b, 0); err == nil {
-		err = l.marks.move(f, l.geo, s.seq)
+		err = l.marks.Move(s.seq, l.markWriter(f))
 	}
 	if err == nil {
 		err = f.Datasync()

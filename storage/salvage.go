@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"dazaar-edge/storage/durable"
+	"dazaar-edge/storage/page"
 )
 
 // Salvage reads a copy that Open set aside (see [Recovery]) and calls f for
@@ -46,44 +47,44 @@ func salvage(f durable.File, g geometry, seq uint64, fn func(uint64, Weight, []b
 	}
 	images := make([][]byte, g.dataPages())
 	for n := range images {
-		images[n] = b[g.dataOff(n):][:PageSize]
+		images[n] = b[g.dataOff(n):][:page.Size]
 	}
 	sc := scan{f: bytesAt(b), g: g, seg: segment{seq: seq}}
 	if err := sc.readSlots(); err != nil {
 		return err
 	}
-	if best := sc.newest(); best != noSlot && sc.slots[best].number < len(images) {
-		images = images[:sc.slots[best].number+1]
+	if best := sc.newest(); best != noSlot && sc.slots[best].Number < len(images) {
+		images = images[:sc.slots[best].Number+1]
 		for _, i := range []int{1 - best, best} { // the newer one last
-			if n := sc.slots[i].number; sc.valid[i] && n < len(images) {
-				if home, err := parsePage(images[n], seq); err != nil || home.commit <= sc.slots[i].commit || n == len(images)-1 {
+			if n := sc.slots[i].Number; sc.valid[i] && n < len(images) {
+				if home, err := page.Parse(images[n], seq); err != nil || home.Commit <= sc.slots[i].Commit || n == len(images)-1 {
 					images[n] = sc.images[i]
 				}
 			}
 		}
 	}
 	oldest := uint64(0) // pages behind must not be older
-	src := func(n int) ([]byte, pageInfo, error) {
-		info, err := parsePage(images[n], seq)
-		if err == nil && (info.number != n || info.commit < oldest) {
+	src := func(n int) ([]byte, page.Info, error) {
+		info, err := page.Parse(images[n], seq)
+		if err == nil && (info.Number != n || info.Commit < oldest) {
 			err = fmt.Errorf("%w: page of another commit", ErrCorrupt)
 		}
 		if err == nil {
-			oldest = info.commit
+			oldest = info.Commit
 		}
 		return images[n], info, err
 	}
 	for n := 0; n < len(images); {
 		more := true
-		_, err := walk(src, n, len(images)-1, func(block uint64, w Weight, data []byte) (bool, error) {
+		_, err := page.Walk(src, n, len(images)-1, func(block uint64, w Weight, data []byte) (bool, error) {
 			more = fn(block, w, bytes.Clone(data))
 			return more, nil
 		})
-		var pe *pageError
+		var pe *page.Error
 		if !more || !errors.As(err, &pe) {
 			return nil
 		}
-		n = max(n+1, pe.page)
+		n = max(n+1, pe.Page)
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"dazaar-edge/storage/durable"
+	"dazaar-edge/storage/page"
 )
 
 // scan is what the pages of an open segment show.
@@ -13,27 +14,27 @@ type scan struct {
 	f      durable.File
 	g      geometry
 	seg    segment
-	head   header
-	pages  []pageInfo // the valid chain of data pages from page 0 on
-	slots  [slots]pageInfo
+	head   page.Header
+	pages  []page.Info // the valid chain of data pages from page 0 on
+	slots  [slots]page.Info
 	images [slots][]byte
 	valid  [slots]bool
 	commit uint64 // the highest commit number on any page
 	// closed is a footer that says how the log was closed; nothing was
 	// committed since. nil if there is none.
-	closed *footer
+	closed *page.Footer
 }
 
 // tail is where a log ends.
 type tail struct {
 	image []byte // of the page that is being filled; nil in an empty segment
-	info  pageInfo
+	info  page.Info
 	slot  int  // where the image lies, noSlot for a closed segment's last page
 	ends  bool // the segment ends with it
 }
 
 // scanSegment reads all data pages and slots of a segment.
-func scanSegment(f durable.File, g geometry, s segment, h header) (*scan, error) {
+func scanSegment(f durable.File, g geometry, s segment, h page.Header) (*scan, error) {
 	sc := &scan{f: f, g: g, seg: s, head: h}
 	if err := sc.readSlots(); err != nil {
 		return nil, err
@@ -45,13 +46,13 @@ func scanSegment(f durable.File, g geometry, s segment, h header) (*scan, error)
 		if err != nil {
 			return nil, err
 		}
-		for i := 0; i < len(b); i += PageSize {
-			info, err := parsePage(b[i:i+PageSize], s.seq)
+		for i := 0; i < len(b); i += page.Size {
+			info, err := page.Parse(b[i:i+page.Size], s.seq)
 			if errors.Is(err, ErrNewer) {
 				return nil, err
 			}
 			if err == nil {
-				sc.commit = max(sc.commit, info.commit)
+				sc.commit = max(sc.commit, info.Commit)
 			}
 			if chained = chained && err == nil && sc.follows(info); chained {
 				sc.pages = append(sc.pages, info)
@@ -68,12 +69,12 @@ func (sc *scan) readSlots() error {
 			return err
 		}
 		if err == nil {
-			var info pageInfo
-			if info, err = parsePage(b, sc.seg.seq); errors.Is(err, ErrNewer) {
+			var info page.Info
+			if info, err = page.Parse(b, sc.seg.seq); errors.Is(err, ErrNewer) {
 				return err
-			} else if err == nil && info.flags&flagCommit != 0 {
+			} else if err == nil && info.Flags&page.FlagCommit != 0 {
 				sc.slots[i], sc.images[i], sc.valid[i] = info, b, true
-				sc.commit = max(sc.commit, info.commit)
+				sc.commit = max(sc.commit, info.Commit)
 			}
 		}
 	}
@@ -82,35 +83,35 @@ func (sc *scan) readSlots() error {
 
 // follows tells whether a page can stand behind the chain: pages that an
 // aborted commit left behind carry an older commit than what was written since.
-func (sc *scan) follows(p pageInfo) bool {
+func (sc *scan) follows(p page.Info) bool {
 	n := len(sc.pages)
-	if p.number != n {
+	if p.Number != n {
 		return false
 	}
 	if n == 0 {
-		return p.block == sc.seg.first
+		return p.Block == sc.seg.first
 	}
-	return p.commit >= sc.pages[n-1].commit && p.block >= sc.pages[n-1].block
+	return p.Commit >= sc.pages[n-1].Commit && p.Block >= sc.pages[n-1].Block
 }
 
 // candidates returns the ends that commits left, the newest first.
 func (sc *scan) candidates() (out []tail) {
 	for i := range sc.slots {
-		n := sc.slots[i].number
+		n := sc.slots[i].Number
 		if !sc.valid[i] || n > len(sc.pages) {
 			continue
 		}
-		if n > 0 && (sc.slots[i].commit < sc.pages[n-1].commit || sc.slots[i].block < sc.pages[n-1].block) {
+		if n > 0 && (sc.slots[i].Commit < sc.pages[n-1].Commit || sc.slots[i].Block < sc.pages[n-1].Block) {
 			continue
 		}
 		out = append(out, tail{image: sc.images[i], info: sc.slots[i], slot: i})
 	}
 	for _, p := range sc.pages {
-		if p.flags&flagSegment != 0 {
+		if p.Flags&page.FlagSegment != 0 {
 			out = append(out, tail{info: p, slot: noSlot, ends: true})
 		}
 	}
-	slices.SortFunc(out, func(a, b tail) int { return int(int64(b.info.commit - a.info.commit)) })
+	slices.SortFunc(out, func(a, b tail) int { return int(int64(b.info.Commit - a.info.Commit)) })
 	return out
 }
 
@@ -121,14 +122,14 @@ func (sc *scan) damaged() bool {
 	if !sc.valid[0] || !sc.valid[1] {
 		return false
 	}
-	return sc.slots[1-sc.newest()].number > len(sc.pages)
+	return sc.slots[1-sc.newest()].Number > len(sc.pages)
 }
 
 // newest returns the slot with the newest valid image; noSlot if there is none.
 func (sc *scan) newest() int {
 	best := noSlot
 	for i := range sc.slots {
-		if sc.valid[i] && (best == noSlot || sc.slots[i].commit > sc.slots[best].commit) {
+		if sc.valid[i] && (best == noSlot || sc.slots[i].Commit > sc.slots[best].Commit) {
 			best = i
 		}
 	}
@@ -139,24 +140,24 @@ func (sc *scan) newest() int {
 // some image was written when one was, or the log was closed with blocks here.
 func (sc *scan) begun() bool {
 	for i := range sc.slots {
-		if sc.valid[i] && sc.slots[i].flags&flagFirst == 0 {
+		if sc.valid[i] && sc.slots[i].Flags&page.FlagFirst == 0 {
 			return true
 		}
 	}
-	return sc.closed != nil && sc.closed.end > sc.seg.first
+	return sc.closed != nil && sc.closed.End > sc.seg.first
 }
 
 // source reads the chain's pages, with t's image in its place.
-func (sc *scan) source(t tail) pageSource {
-	var buf [PageSize]byte
-	return func(n int) ([]byte, pageInfo, error) {
-		if n == t.info.number && t.image != nil {
+func (sc *scan) source(t tail) page.Source {
+	var buf [page.Size]byte
+	return func(n int) ([]byte, page.Info, error) {
+		if n == t.info.Number && t.image != nil {
 			return t.image, t.info, nil
 		}
 		if err := readInto(sc.f, sc.g.dataPage(n), buf[:]); err != nil {
-			return nil, pageInfo{}, err
+			return nil, page.Info{}, err
 		}
-		info, err := parsePage(buf[:], sc.seg.seq)
+		info, err := page.Parse(buf[:], sc.seg.seq)
 		return buf[:], info, err
 	}
 }
@@ -165,24 +166,24 @@ func (sc *scan) source(t tail) pageSource {
 // returns the number of the next block.
 func (sc *scan) replay(o Owner, t tail) (next uint64, err error) {
 	next = sc.seg.first
-	if err := o.Restore(sc.seg.first, sc.head.state, nil, sc.seg.first); err != nil {
+	if err := o.Restore(sc.seg.first, sc.head.State, nil, sc.seg.first); err != nil {
 		return 0, err
 	}
-	if o.Digest() != sc.head.digest {
+	if o.Digest() != sc.head.Digest {
 		return 0, fmt.Errorf("%w: digest at the segment's begin", ErrCorrupt)
 	}
-	cut, err := walk(sc.source(t), 0, t.info.number, func(block uint64, _ Weight, data []byte) (bool, error) {
+	cut, err := page.Walk(sc.source(t), 0, t.info.Number, func(block uint64, _ Weight, data []byte) (bool, error) {
 		next = block + 1
 		return true, o.Replay(block, data)
 	})
 	if err != nil {
 		return 0, err
 	}
-	if t.info.flags&flagCommit == 0 {
+	if t.info.Flags&page.FlagCommit == 0 {
 		return next, nil // a cut behind damage: there is no digest
 	}
-	if cut || o.Digest() != t.info.digest {
-		return 0, fmt.Errorf("%w: digest of commit %d", ErrCorrupt, t.info.commit)
+	if cut || o.Digest() != t.info.Digest {
+		return 0, fmt.Errorf("%w: digest of commit %d", ErrCorrupt, t.info.Commit)
 	}
 	return next, nil
 }
@@ -192,7 +193,7 @@ func (sc *scan) replay(o Owner, t tail) (next uint64, err error) {
 func (sc *scan) end(o Owner) (t tail, next uint64, ok bool, err error) {
 	if !sc.damaged() {
 		for _, t := range sc.candidates() {
-			if sc.closed != nil && t.info.digest != sc.closed.digest {
+			if sc.closed != nil && t.info.Digest != sc.closed.Digest {
 				continue // left by a commit that failed before the log was closed
 			}
 			next, err := sc.replay(o, t)
@@ -239,7 +240,7 @@ func (sc *scan) replayOrEmpty(o Owner, t tail) (uint64, error) {
 }
 
 func (sc *scan) empty(o Owner) (uint64, error) {
-	return sc.seg.first, o.Restore(sc.seg.first, sc.head.state, nil, sc.seg.first)
+	return sc.seg.first, o.Restore(sc.seg.first, sc.head.State, nil, sc.seg.first)
 }
 
 // cut replays the readable pages and returns an end behind their last whole
@@ -265,21 +266,21 @@ func (sc *scan) cut(o Owner) (t tail, next uint64, err error) {
 // trim returns page n as a tail, without a record that continues behind it or
 // stands where a tail has its digest.
 func (sc *scan) trim(n int) (tail, error) {
-	image, info, err := sc.source(tail{info: pageInfo{number: -1}})(n)
+	image, info, err := sc.source(tail{info: page.Info{Number: -1}})(n)
 	if err != nil {
 		return tail{}, err
 	}
 	image = slices.Clone(image)
-	info.flags = 0
-	if info.count == 0 { // a piece of one long record
+	info.Flags = 0
+	if info.Count == 0 { // a piece of one long record
 		return tail{}, fmt.Errorf("%w: no whole record", ErrCorrupt)
 	}
-	pos, whole := info.first, info.first
+	pos, whole := info.First, info.First
 	var weight *Weight
 	count := 0
-	for range info.count {
-		length, w, size, err := parseRecordHead(image[pageHead+pos:pageHead+info.used], weight)
-		if err == nil && (size == 0 || pos+size > info.used) {
+	for range info.Count {
+		length, w, size, err := page.ParseRecordHead(image[page.HeadSize+pos:page.HeadSize+info.Used], weight)
+		if err == nil && (size == 0 || pos+size > info.Used) {
 			err = fmt.Errorf("%w: fewer records than the page says", ErrCorrupt)
 		}
 		if err != nil {
@@ -287,23 +288,23 @@ func (sc *scan) trim(n int) (tail, error) {
 		}
 		weight = &w
 		pos += size + length
-		if pos <= min(info.used, bodyEnd) {
+		if pos <= min(info.Used, page.BodyEnd) {
 			whole = pos
 			count++
 		} else {
 			break
 		}
 	}
-	if whole > bodyEnd {
+	if whole > page.BodyEnd {
 		return tail{}, fmt.Errorf("%w: no room for a tail", ErrCorrupt)
 	}
-	if count == 0 && info.first == 0 {
+	if count == 0 && info.First == 0 {
 		return tail{}, fmt.Errorf("%w: no whole record", ErrCorrupt)
 	}
-	info.used, info.count = whole, count
+	info.Used, info.Count = whole, count
 	if count == 0 {
-		info.first = noRecord
+		info.First = page.NoRecord
 	}
-	clear(image[pageHead+whole:])
+	clear(image[page.HeadSize+whole:])
 	return tail{image: image, info: info, slot: noSlot}, nil
 }

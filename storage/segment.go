@@ -9,14 +9,16 @@ import (
 	"syscall"
 
 	"dazaar-edge/storage/durable"
+	"dazaar-edge/storage/page"
 )
 
 // MaxBlock is the largest block in bytes.
-const MaxBlock = 1 << 20
+const MaxBlock = page.MaxBlock
+
+// PageSize is the unit of writing in bytes.
+const PageSize = page.Size
 
 const (
-	minPages = 16
-	maxPages = 1 << 14
 	slotPage = 1 // the two tail slots are pages 1 and 2
 	slots    = 2
 	// DefaultSegmentSize is one allocation unit of a common SD card.
@@ -31,22 +33,22 @@ func newGeometry(pages int) geometry {
 	return geometry{pages: pages, marks: max(1, pages/256), foot: max(1, pages/85)}
 }
 
-func (g geometry) size() int64         { return int64(g.pages) * PageSize }
+func (g geometry) size() int64         { return int64(g.pages) * page.Size }
 func (g geometry) markPage(i int) int  { return slotPage + slots + i } // 0 ≤ i < 2*marks
 func (g geometry) dataPage(n int) int  { return slotPage + slots + 2*g.marks + n }
 func (g geometry) dataPages() int      { return g.pages - g.dataPage(0) - g.foot }
 func (g geometry) footerPage() int     { return g.pages - g.foot }
-func (g geometry) footerSize() int     { return g.foot * PageSize }
-func (g geometry) dataOff(n int) int64 { return int64(g.dataPage(n)) * PageSize }
+func (g geometry) footerSize() int     { return g.foot * page.Size }
+func (g geometry) dataOff(n int) int64 { return int64(g.dataPage(n)) * page.Size }
 
 // capacity returns how many record bytes the data pages from page n on take,
 // if used bytes of page n are taken.
 func (g geometry) capacity(n, used int) int {
-	return (g.dataPages()-n)*bodyMax - digestSize - used
+	return (g.dataPages()-n)*page.BodyMax - page.DigestSize - used
 }
 
 // maxBlock returns the largest block that fits a segment.
-func (g geometry) maxBlock() int { return min(MaxBlock, g.capacity(0, 0)-2*maxHead) }
+func (g geometry) maxBlock() int { return min(MaxBlock, g.capacity(0, 0)-2*page.MaxRecordHead) }
 
 // segment is one file of the ring.
 type segment struct {
@@ -83,19 +85,19 @@ const (
 // readTries is how often a read that fails is tried.
 const readTries = 3
 
-// readPages reads n whole pages at page number page.
-func readPages(f io.ReaderAt, page, n int) ([]byte, error) {
-	b := make([]byte, n*PageSize)
-	return b, readInto(f, page, b)
+// readPages reads n whole pages at page number at.
+func readPages(f io.ReaderAt, at, n int) ([]byte, error) {
+	b := make([]byte, n*page.Size)
+	return b, readInto(f, at, b)
 }
 
-// readInto fills b from page number page on. A file that ends early is
+// readInto fills b from page number at on. A file that ends early is
 // ErrCorrupt; what the device cannot read is both ErrCorrupt, for those who go
 // on without it, and ErrUnreadable, for those who must not.
-func readInto(f io.ReaderAt, page int, b []byte) (err error) {
+func readInto(f io.ReaderAt, at int, b []byte) (err error) {
 	for range readTries {
 		var n int
-		n, err = f.ReadAt(b, int64(page)*PageSize)
+		n, err = f.ReadAt(b, int64(at)*page.Size)
 		if n == len(b) {
 			return nil
 		}
@@ -111,18 +113,18 @@ func readInto(f io.ReaderAt, page int, b []byte) (err error) {
 
 // readEach is readPages page by page: those that cannot be read are zeros. It
 // returns how many those are.
-func readEach(f io.ReaderAt, page, n int) (b []byte, bad int, err error) {
-	b, err = readPages(f, page, n)
+func readEach(f io.ReaderAt, at, n int) (b []byte, bad int, err error) {
+	b, err = readPages(f, at, n)
 	if err == nil || !errors.Is(err, ErrCorrupt) {
 		return b, 0, err
 	}
 	for i := range n {
-		at := b[i*PageSize:][:PageSize]
-		if err := readInto(f, page+i, at); err != nil {
+		one := b[i*page.Size:][:page.Size]
+		if err := readInto(f, at+i, one); err != nil {
 			if !errors.Is(err, ErrCorrupt) {
 				return b, bad, err
 			}
-			clear(at)
+			clear(one)
 			bad++
 		}
 	}
@@ -138,33 +140,33 @@ func writeFull(f durable.File, b []byte, off int64) error {
 }
 
 // readHeader reads and checks the head of the segment s.
-func readHeader(f durable.File, s segment) (header, error) {
+func readHeader(f durable.File, s segment) (page.Header, error) {
 	b, err := readPages(f, 0, 1)
 	if err != nil {
-		return header{}, err
+		return page.Header{}, err
 	}
-	h, err := parseHeader(b)
+	h, err := page.ParseHeader(b)
 	if err != nil {
 		return h, err
 	}
-	if h.segment != s.seq || h.block != s.first {
-		return h, fmt.Errorf("%w: head of segment %d at block %d", ErrCorrupt, h.segment, h.block)
+	if h.Segment != s.seq || h.Block != s.first {
+		return h, fmt.Errorf("%w: head of segment %d at block %d", ErrCorrupt, h.Segment, h.Block)
 	}
 	return h, nil
 }
 
 // readFooter reads and checks the foot of segment seq.
-func readFooter(f durable.File, g geometry, seq uint64) (footer, error) {
+func readFooter(f durable.File, g geometry, seq uint64) (page.Footer, error) {
 	b, err := readPages(f, g.footerPage(), g.foot)
 	if err != nil {
-		return footer{}, err
+		return page.Footer{}, err
 	}
-	ft, err := parseFooter(b)
+	ft, err := page.ParseFooter(b)
 	if err != nil {
 		return ft, err
 	}
-	if ft.segment != seq {
-		return ft, fmt.Errorf("%w: footer of segment %d", ErrCorrupt, ft.segment)
+	if ft.Segment != seq {
+		return ft, fmt.Errorf("%w: footer of segment %d", ErrCorrupt, ft.Segment)
 	}
 	return ft, nil
 }

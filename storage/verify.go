@@ -2,10 +2,13 @@ package storage
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 
 	"dazaar-edge/storage/durable"
+	"dazaar-edge/storage/marks"
+	"dazaar-edge/storage/page"
 )
 
 // Checker is an [Owner] that can check its own part of a segment's foot.
@@ -42,7 +45,7 @@ type verifier struct {
 	report *Report
 
 	id   [16]byte
-	prev *footer // of the segment before; nil if it cannot be used
+	prev *page.Footer // of the segment before; nil if it cannot be used
 }
 
 // Verify reads every live byte of the log in dir and checks sums, padding,
@@ -109,40 +112,40 @@ func (v *verifier) segment(s segment, last bool, next uint64) error {
 	return v.closed(f, s, h, next)
 }
 
-func (v *verifier) checkHeader(s segment, h header) {
+func (v *verifier) checkHeader(s segment, h page.Header) {
 	if v.id == [16]byte{} {
-		v.id = h.id
-	} else if h.id != v.id {
+		v.id = h.Id
+	} else if h.Id != v.id {
 		v.problem(s.name(), 0, 0, 0, "belongs to another log")
 	}
-	if h.pages != v.g.pages {
-		v.problem(s.name(), 0, 0, 0, fmt.Sprintf("says it has %d pages, not %d", h.pages, v.g.pages))
+	if h.Pages != v.g.pages {
+		v.problem(s.name(), 0, 0, 0, fmt.Sprintf("says it has %d pages, not %d", h.Pages, v.g.pages))
 	}
-	if p := v.prev; p != nil && (p.end != h.block || p.digest != h.digest || p.keys != h.keys || !bytes.Equal(p.state, h.state)) {
+	if p := v.prev; p != nil && (p.End != h.Block || p.Digest != h.Digest || p.Keys != h.Keys || !bytes.Equal(p.State, h.State)) {
 		v.problem(s.name(), 0, 0, 0, "does not continue the segment before")
 	}
-	if err := v.owner.Restore(s.first, h.state, nil, s.first); err != nil || v.owner.Digest() != h.digest {
+	if err := v.owner.Restore(s.first, h.State, nil, s.first); err != nil || v.owner.Digest() != h.Digest {
 		v.problem(s.name(), 0, 0, 0, "its state is not that of its digest")
 	}
 }
 
 // readPage reads data page n of a segment.
-func (v *verifier) readPage(f durable.File, s segment, n int) ([]byte, pageInfo, error) {
+func (v *verifier) readPage(f durable.File, s segment, n int) ([]byte, page.Info, error) {
 	b, err := readPages(f, v.g.dataPage(n), 1)
 	if err != nil {
-		return nil, pageInfo{}, err
+		return nil, page.Info{}, err
 	}
-	info, err := parsePage(b, s.seq)
-	if err == nil && info.number != n {
-		err = fmt.Errorf("%w: page %d in its place", ErrCorrupt, info.number)
+	info, err := page.Parse(b, s.seq)
+	if err == nil && info.Number != n {
+		err = fmt.Errorf("%w: page %d in its place", ErrCorrupt, info.Number)
 	}
 	return b, info, err
 }
 
 // closed checks a segment that has one behind it.
-func (v *verifier) closed(f durable.File, s segment, h header, next uint64) error {
+func (v *verifier) closed(f durable.File, s segment, h page.Header, next uint64) error {
 	ft, footErr := readFooter(f, v.g, s.seq)
-	if footErr == nil && !ft.closed() {
+	if footErr == nil && !ft.Closed() {
 		footErr = fmt.Errorf("%w: segment is not closed", ErrCorrupt)
 	}
 	if footErr != nil && !errors.Is(footErr, ErrCorrupt) {
@@ -154,28 +157,28 @@ func (v *verifier) closed(f durable.File, s segment, h header, next uint64) erro
 		v.problem(s.name(), v.g.footerPage(), 0, 0, "foot: "+footErr.Error())
 	} else {
 		v.prev = &ft
-		pages = min(ft.pages, pages)
-		if ft.end != next {
-			v.problem(s.name(), v.g.footerPage(), min(ft.end, next), next, fmt.Sprintf("ends at block %d, the next segment begins at %d", ft.end, next))
+		pages = min(ft.Pages, pages)
+		if ft.End != next {
+			v.problem(s.name(), v.g.footerPage(), min(ft.End, next), next, fmt.Sprintf("ends at block %d, the next segment begins at %d", ft.End, next))
 		}
 	}
 	bad, dir, final, err := v.pages(f, s, pages, next)
 	if err != nil || bad {
 		return err
 	}
-	if final.flags&flagSegment == 0 {
-		v.problem(s.name(), v.g.dataPage(pages-1), final.block, next, "the segment does not end")
+	if final.Flags&page.FlagSegment == 0 {
+		v.problem(s.name(), v.g.dataPage(pages-1), final.Block, next, "the segment does not end")
 		return nil
 	}
 	end, err := v.replay(f, s, h, tail{info: final})
 	if errors.Is(err, ErrCorrupt) {
-		v.problem(s.name(), v.g.dataPage(final.number), s.first, next, err.Error())
+		v.problem(s.name(), v.g.dataPage(final.Number), s.first, next, err.Error())
 		return nil
 	} else if err != nil {
 		return err
 	}
 	if end != next {
-		v.problem(s.name(), v.g.dataPage(final.number), end, next, fmt.Sprintf("holds blocks up to %d, the next segment begins at %d", end, next))
+		v.problem(s.name(), v.g.dataPage(final.Number), end, next, fmt.Sprintf("holds blocks up to %d, the next segment begins at %d", end, next))
 	}
 	if footErr == nil {
 		v.checkFooter(s, ft, dir, end, true)
@@ -185,7 +188,7 @@ func (v *verifier) closed(f durable.File, s segment, h header, next uint64) erro
 
 // pages checks each page of a closed segment for itself, so that every damaged
 // one is named. final is the page with which the segment ends.
-func (v *verifier) pages(f durable.File, s segment, n int, next uint64) (bad bool, dir []uint64, final pageInfo, err error) {
+func (v *verifier) pages(f durable.File, s segment, n int, next uint64) (bad bool, dir []uint64, final page.Info, err error) {
 	at := s.first
 	for i := range n {
 		_, info, err := v.readPage(f, s, i)
@@ -196,9 +199,9 @@ func (v *verifier) pages(f durable.File, s segment, n int, next uint64) (bad boo
 		} else if err != nil {
 			return bad, nil, final, err
 		}
-		at = info.block + uint64(info.count)
-		dir = append(dir, info.block)
-		if final = info; info.flags&flagSegment != 0 {
+		at = info.Block + uint64(info.Count)
+		dir = append(dir, info.Block)
+		if final = info; info.Flags&page.FlagSegment != 0 {
 			return bad, dir, final, nil
 		}
 	}
@@ -209,14 +212,14 @@ func (v *verifier) pages(f durable.File, s segment, n int, next uint64) (bad boo
 func (v *verifier) after(f durable.File, s segment, i, n int, next uint64) uint64 {
 	for i++; i < n; i++ {
 		if _, info, err := v.readPage(f, s, i); err == nil {
-			return info.block
+			return info.Block
 		}
 	}
 	return next
 }
 
 // replay gives the owner all blocks of a segment and counts them.
-func (v *verifier) replay(f durable.File, s segment, h header, t tail) (uint64, error) {
+func (v *verifier) replay(f durable.File, s segment, h page.Header, t tail) (uint64, error) {
 	sc := &scan{f: f, g: v.g, seg: s, head: h}
 	counter := &counting{Checker: v.owner}
 	end, err := sc.replay(counter, t)
@@ -240,34 +243,34 @@ func (c *counting) Replay(i uint64, data []byte) error {
 	return c.Checker.Replay(i, data)
 }
 
-func (v *verifier) checkFooter(s segment, ft footer, dir []uint64, end uint64, closed bool) {
+func (v *verifier) checkFooter(s segment, ft page.Footer, dir []uint64, end uint64, closed bool) {
 	wrong := func(what string) { v.problem(s.name(), v.g.footerPage(), 0, 0, "foot: "+what) }
-	if ft.end != end || ft.digest != v.owner.Digest() || !bytes.Equal(ft.state, v.owner.State()) {
+	if ft.End != end || ft.Digest != v.owner.Digest() || !bytes.Equal(ft.State, v.owner.State()) {
 		wrong("its state is not that of the blocks")
 	}
-	if !bytes.Equal(ft.dir, appendDir(nil, s.first, dir)) {
+	if !bytes.Equal(ft.Dir, page.AppendDir(nil, s.first, dir)) {
 		wrong("page directory")
 	}
-	if err := v.owner.Check(ft.summary, closed); err != nil {
+	if err := v.owner.Check(ft.Summary, closed); err != nil {
 		wrong(err.Error())
 	}
 }
 
 // open checks the newest segment.
-func (v *verifier) open(f durable.File, s segment, h header) error {
+func (v *verifier) open(f durable.File, s segment, h page.Header) error {
 	sc, err := scanSegment(f, v.g, s, h)
 	if err != nil {
 		return err
 	}
 	ft, footErr := readFooter(f, v.g, s.seq)
 	if errors.Is(footErr, ErrCorrupt) {
-		if b, err := readPages(f, v.g.footerPage(), v.g.foot); err == nil && b[4] == 'e' && b[5] == kindFooter && le.Uint64(b[8:]) == s.seq {
+		if b, err := readPages(f, v.g.footerPage(), v.g.foot); err == nil && b[4] == 'e' && b[5] == page.KindFooter && binary.LittleEndian.Uint64(b[8:]) == s.seq {
 			v.problem(s.name(), v.g.footerPage(), 0, 0, "the note that the log was closed in order is damaged; a power cut while closing does this, opening the log mends it")
 		}
 	} else if footErr != nil {
 		return footErr
 	}
-	if footErr == nil && ft.kind != footerClosed {
+	if footErr == nil && ft.Kind != page.FooterClosed {
 		sc.closed = &ft
 	}
 	t, next, ok, err := sc.end(v.owner)
@@ -277,18 +280,18 @@ func (v *verifier) open(f durable.File, s segment, h header) error {
 	v.report.Length = next
 	if !ok && sc.closed != nil {
 		// The end is known: name the damaged pages one by one.
-		v.report.Length, v.report.Clean = ft.end, ft.kind != footerClosed
-		if bad, _, _, err := v.pages(f, s, ft.pages-1, ft.end); bad || err != nil {
+		v.report.Length, v.report.Clean = ft.End, ft.Kind != page.FooterClosed
+		if bad, _, _, err := v.pages(f, s, ft.Pages-1, ft.End); bad || err != nil {
 			return err
 		}
 	}
 	if !ok {
-		v.problem(s.name(), v.g.dataPage(len(sc.pages)), next, max(next, ft.end), "committed pages cannot be read; edge repair says more")
+		v.problem(s.name(), v.g.dataPage(len(sc.pages)), next, max(next, ft.End), "committed pages cannot be read; edge repair says more")
 		return nil
 	}
-	if footErr == nil && (t.info.commit < ft.commit && next < ft.end) {
-		v.problem(s.name(), v.g.dataPage(len(sc.pages)), next, ft.end, fmt.Sprintf("the log was closed with %d blocks, %d can be read", ft.end, next))
-		v.report.Length = ft.end
+	if footErr == nil && (t.info.Commit < ft.Commit && next < ft.End) {
+		v.problem(s.name(), v.g.dataPage(len(sc.pages)), next, ft.End, fmt.Sprintf("the log was closed with %d blocks, %d can be read", ft.End, next))
+		v.report.Length = ft.End
 		return nil
 	}
 	if t.image != nil || t.ends {
@@ -296,18 +299,18 @@ func (v *verifier) open(f durable.File, s segment, h header) error {
 			return err
 		}
 	}
-	if footErr == nil && ft.end == next && t.info.commit <= ft.commit {
-		v.report.Clean = ft.kind != footerClosed
+	if footErr == nil && ft.End == next && t.info.Commit <= ft.Commit {
+		v.report.Clean = ft.Kind != page.FooterClosed
 		var dir []uint64
-		for _, p := range sc.pages[:min(len(sc.pages), t.info.number)] {
-			dir = append(dir, p.block)
+		for _, p := range sc.pages[:min(len(sc.pages), t.info.Number)] {
+			dir = append(dir, p.Block)
 		}
 		if t.image == nil && !t.ends {
 			dir = append(dir, s.first)
 		} else {
-			dir = append(dir, t.info.block)
+			dir = append(dir, t.info.Block)
 		}
-		v.checkFooter(s, ft, dir, next, ft.closed())
+		v.checkFooter(s, ft, dir, next, ft.Closed())
 	}
 	return v.checkMarks(f, s)
 }
@@ -323,12 +326,12 @@ func (v *verifier) checkMarks(f durable.File, s segment) error {
 		good := 0
 		var bad []int
 		for alt := range 2 {
-			page := b[(2*i+alt)*PageSize:][:PageSize]
-			_, _, _, err := parseMarks(page, i, s.seq)
+			page := b[(2*i+alt)*page.Size:][:page.Size]
+			_, err := marks.Parse(page, i, s.seq)
 			switch {
 			case err == nil:
 				good++
-			case brokenMarks(page):
+			case marks.Broken(page):
 				bad = append(bad, v.g.markPage(2*i+alt))
 			}
 		}

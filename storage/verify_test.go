@@ -6,6 +6,9 @@ import (
 	"math/rand/v2"
 	"strings"
 	"testing"
+
+	"dazaar-edge/storage/marks"
+	"dazaar-edge/storage/page"
 )
 
 // Check implements Checker: a chain keeps no summary.
@@ -29,15 +32,15 @@ func liveBytes(t *testing.T, b *bench) (out []span) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := newGeometry(minPages)
+	g := newGeometry(page.MinPages)
 	for i, s := range found.segments {
 		name := join(b.cfg.Dir, s.name())
 		f, err := b.disk.OpenRead(name)
 		if err != nil {
 			t.Fatal(err)
 		}
-		add := func(page, n int) {
-			out = append(out, span{name, int64(page) * PageSize, int64(page+n) * PageSize})
+		add := func(first, n int) {
+			out = append(out, span{name, int64(first) * page.Size, int64(first+n) * page.Size})
 		}
 		ft, err := readFooter(f, g, s.seq)
 		if err != nil {
@@ -46,24 +49,24 @@ func liveBytes(t *testing.T, b *bench) (out []span) {
 		add(0, 1)
 		add(g.footerPage(), g.foot)
 		if i < len(found.segments)-1 {
-			add(g.dataPage(0), ft.pages)
+			add(g.dataPage(0), ft.Pages)
 			continue
 		}
-		add(g.dataPage(0), ft.pages-1)
+		add(g.dataPage(0), ft.Pages-1)
 		newest, at := uint64(0), 0
 		for slot := range slots {
-			page, _ := readPages(f, slotPage+slot, 1)
-			if info, err := parsePage(page, s.seq); err == nil && info.commit > newest {
-				newest, at = info.commit, slotPage+slot
+			b, _ := readPages(f, slotPage+slot, 1)
+			if info, err := page.Parse(b, s.seq); err == nil && info.Commit > newest {
+				newest, at = info.Commit, slotPage+slot
 			}
 		}
 		add(at, 1)
 		for m := range g.marks {
 			version, at := uint64(0), 0
 			for alt := range 2 {
-				page, _ := readPages(f, g.markPage(2*m+alt), 1)
-				if _, _, v, err := parseMarks(page, m, s.seq); err == nil && v > version {
-					version, at = v, g.markPage(2*m+alt)
+				b, _ := readPages(f, g.markPage(2*m+alt), 1)
+				if img, err := marks.Parse(b, m, s.seq); err == nil && img.Number > version {
+					version, at = img.Number, g.markPage(2*m+alt)
 				}
 			}
 			add(at, 1)
@@ -75,7 +78,7 @@ func liveBytes(t *testing.T, b *bench) (out []span) {
 // filled returns a closed log of several segments.
 func filled(t *testing.T, seed uint64, blocks int) *bench {
 	t.Helper()
-	b := newBench(t, seed, 60*minPages*PageSize)
+	b := newBench(t, seed, 60*page.MinPages*page.Size)
 	if err := b.open(); err != nil {
 		t.Fatal(err)
 	}
@@ -113,7 +116,7 @@ func TestVerifyFlips(t *testing.T) {
 		b.disk.Flip(live[i].file, bit)
 		r, err := Verify(b.disk, b.cfg.Dir, &chain{})
 		if err == nil && len(r.Problems) == 0 {
-			t.Fatalf("flip %d: bit %d of %s (page %d) was not found", n, bit, live[i].file, bit/8/PageSize)
+			t.Fatalf("flip %d: bit %d of %s (page %d) was not found", n, bit, live[i].file, bit/8/page.Size)
 		}
 		b.disk.Flip(live[i].file, bit)
 	}
@@ -127,8 +130,8 @@ func TestVerifyFlips(t *testing.T) {
 func TestOldDamage(t *testing.T) {
 	b := filled(t, 4, 700)
 	found, _ := list(b.disk, b.cfg.Dir)
-	g := newGeometry(minPages)
-	b.disk.Flip(join(b.cfg.Dir, found.segments[1].name()), int64(g.dataPage(3))*PageSize*8+999)
+	g := newGeometry(page.MinPages)
+	b.disk.Flip(join(b.cfg.Dir, found.segments[1].name()), int64(g.dataPage(3))*page.Size*8+999)
 	if err := b.open(); err != nil {
 		t.Fatal(err)
 	}
@@ -166,16 +169,16 @@ func TestOldDamage(t *testing.T) {
 // up to there, and a copy is kept from which the rest can be read.
 func TestTailDamage(t *testing.T) {
 	for seed := range uint64(20) {
-		b := newBench(t, seed, 60*minPages*PageSize)
+		b := newBench(t, seed, 60*page.MinPages*page.Size)
 		if err := b.open(); err != nil {
 			t.Fatal(err)
 		}
 		// The last commit lies behind the damage: else nobody could tell it
 		// from one that was never finished.
 		var before segment
-		page := 0
-		for len(b.acked) < 700 || b.log.w.open.number < 5 || page < 3 || before != b.log.w.seg {
-			before, page = b.log.w.seg, b.log.w.open.number
+		number := 0
+		for len(b.acked) < 700 || b.log.w.open.number < 5 || number < 3 || before != b.log.w.seg {
+			before, number = b.log.w.seg, b.log.w.open.number
 			if err := b.step(); err != nil {
 				t.Fatal(err)
 			}
@@ -183,8 +186,8 @@ func TestTailDamage(t *testing.T) {
 		seg := b.log.w.seg
 		b.log.Abort()
 		b.disk.Kill()
-		g := newGeometry(minPages)
-		b.disk.Flip(join(b.cfg.Dir, seg.name()), int64(g.dataPage(2))*PageSize*8+5000)
+		g := newGeometry(page.MinPages)
+		b.disk.Flip(join(b.cfg.Dir, seg.name()), int64(g.dataPage(2))*page.Size*8+5000)
 		if err := b.open(); err != nil {
 			t.Fatal(err)
 		}
@@ -241,9 +244,9 @@ func TestTailDamage(t *testing.T) {
 func TestMend(t *testing.T) {
 	b := filled(t, 5, 700)
 	found, _ := list(b.disk, b.cfg.Dir)
-	g := newGeometry(minPages)
+	g := newGeometry(page.MinPages)
 	b.disk.Flip(join(b.cfg.Dir, found.segments[1].name()), 700)
-	b.disk.Flip(join(b.cfg.Dir, found.segments[2].name()), int64(g.footerPage())*PageSize*8+700)
+	b.disk.Flip(join(b.cfg.Dir, found.segments[2].name()), int64(g.footerPage())*page.Size*8+700)
 	if err := b.open(); err != nil {
 		t.Fatal(err)
 	}

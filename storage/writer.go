@@ -2,6 +2,7 @@ package storage
 
 import (
 	"dazaar-edge/storage/durable"
+	"dazaar-edge/storage/page"
 )
 
 const noSlot = -1
@@ -33,7 +34,7 @@ type writer struct {
 
 // openPage is the page that is being filled.
 type openPage struct {
-	page    [PageSize]byte
+	page    [page.Size]byte
 	number  int
 	used    int
 	first   int
@@ -47,43 +48,43 @@ type openPage struct {
 func (w *writer) begin(number int) {
 	o := &w.open
 	clear(o.page[:])
-	o.number, o.used, o.first, o.count = number, 0, noRecord, 0
+	o.number, o.used, o.first, o.count = number, 0, page.NoRecord, 0
 	o.block, o.keys, o.hasLast = w.next, w.keys, false
 	w.dir = append(w.dir, w.next)
 }
 
 // info returns the head of the open page's image for the running commit.
-func (w *writer) info() pageInfo {
+func (w *writer) info() page.Info {
 	o := &w.open
-	return pageInfo{
-		segment: w.seg.seq, number: o.number, used: o.used, first: o.first, count: o.count,
-		commit: w.commit + 1, block: o.block, keys: o.keys,
+	return page.Info{
+		Segment: w.seg.seq, Number: o.number, Used: o.used, First: o.first, Count: o.count,
+		Commit: w.commit + 1, Block: o.block, Keys: o.keys,
 	}
 }
 
 // room returns how many record bytes the open page takes.
 func (w *writer) room(g geometry) int {
 	if w.open.number == g.dataPages()-1 {
-		return bodyEnd
+		return page.BodyEnd
 	}
-	return bodyMax
+	return page.BodyMax
 }
 
 // fits tells whether a block of n bytes fits into the rest of the segment.
 func (w *writer) fits(g geometry, n int) bool {
-	return n+2*maxHead <= g.capacity(w.open.number, w.open.used)
+	return n+2*page.MaxRecordHead <= g.capacity(w.open.number, w.open.used)
 }
 
 // put adds a record, which must fit.
 func (w *writer) put(g geometry, rec Record) {
 	o := &w.open
-	var buf [maxHead]byte
-	head := appendRecordHead(buf[:0], len(rec.Data), rec.Weight, o.hasLast && o.last == rec.Weight)
+	var buf [page.MaxRecordHead]byte
+	head := page.AppendRecordHead(buf[:0], len(rec.Data), rec.Weight, o.hasLast && o.last == rec.Weight)
 	if o.used+len(head) > w.room(g) {
 		w.finishPage(g)
-		head = appendRecordHead(buf[:0], len(rec.Data), rec.Weight, false)
+		head = page.AppendRecordHead(buf[:0], len(rec.Data), rec.Weight, false)
 	}
-	if o.first == noRecord {
+	if o.first == page.NoRecord {
 		o.first = o.used
 	}
 	o.count++
@@ -92,9 +93,9 @@ func (w *writer) put(g geometry, rec Record) {
 	for i := range w.keys {
 		w.keys[i] = max(w.keys[i], rec.Keys[i])
 	}
-	o.used += copy(o.page[pageHead+o.used:], head)
+	o.used += copy(o.page[page.HeadSize+o.used:], head)
 	for data := rec.Data; ; {
-		n := copy(o.page[pageHead+o.used:pageHead+w.room(g)], data)
+		n := copy(o.page[page.HeadSize+o.used:page.HeadSize+w.room(g)], data)
 		o.used += n
 		if data = data[n:]; len(data) == 0 {
 			return
@@ -106,7 +107,7 @@ func (w *writer) put(g geometry, rec Record) {
 // finishPage seals the open page as full and begins the next.
 func (w *writer) finishPage(geometry) {
 	info := w.info()
-	info.seal(w.open.page[:])
+	info.Seal(w.open.page[:])
 	w.pend = append(w.pend, w.open.page[:]...)
 	w.begin(w.open.number + 1)
 }
@@ -116,7 +117,7 @@ func (w *writer) flush(g geometry) error {
 	if len(w.pend) == 0 {
 		return nil
 	}
-	at := w.open.number - len(w.pend)/PageSize
+	at := w.open.number - len(w.pend)/page.Size
 	if err := writeFull(w.file, w.pend, g.dataOff(at)); err != nil {
 		return err
 	}

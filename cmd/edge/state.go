@@ -12,7 +12,7 @@ import (
 	"dazaar-edge/feed"
 	"dazaar-edge/feed/block"
 	"dazaar-edge/sensors"
-	"dazaar-edge/storage"
+	"dazaar-edge/storage/db"
 	"dazaar-edge/storage/durable"
 	"dazaar-edge/storage/vault"
 )
@@ -35,7 +35,7 @@ const (
 type state struct {
 	dir   string
 	lock  io.Closer
-	db    *storage.DB
+	db    *db.DB
 	vault *vault.Vault
 	made  bool // the vault is new
 }
@@ -82,7 +82,7 @@ func openState(dir string, dbSize int64, create bool) (s *state, err error) {
 		}
 		return s, err
 	}
-	if s.db, err = storage.OpenDB(filepath.Join(dir, dbName), dbSize, false); err != nil {
+	if s.db, err = db.Open(filepath.Join(dir, dbName), dbSize, false); err != nil {
 		return s, err
 	}
 	secret, err := passphrase()
@@ -124,7 +124,7 @@ func (s *state) boot() (uint32, error) {
 		return 0, err
 	}
 	var rec bootRecord
-	err = s.db.Update(func(tx *storage.Tx) error {
+	err = s.db.Update(func(tx *db.Tx) error {
 		b, err := tx.Get(deviceBucket, []byte("boot"))
 		if err != nil {
 			return err

@@ -13,6 +13,7 @@ import (
 
 	"dazaar-edge/feed"
 	"dazaar-edge/storage"
+	"dazaar-edge/storage/db"
 	"dazaar-edge/storage/durable"
 	"dazaar-edge/storage/vault"
 )
@@ -137,16 +138,16 @@ func (out *verifyOutput) checkState(dir string) (ed25519.PublicKey, error) {
 		add(filepath.Join(dir, vault.Name), err.Error())
 	}
 	if name := filepath.Join(dir, dbName); exists(name) {
-		db, err := storage.OpenDB(name, 0, true)
+		d, err := db.Open(name, 0, true)
 		switch {
 		case errors.Is(err, storage.ErrLocked): // in use: whoever has it open checks what it reads
 		case err != nil:
 			add(name, err.Error())
 		default:
-			if err := db.Verify(func(what string) { add(name, what) }); err != nil {
+			if err := d.Verify(func(what string) { add(name, what) }); err != nil {
 				add(name, err.Error())
 			}
-			if err := db.Close(); err != nil {
+			if err := d.Close(); err != nil {
 				return nil, err
 			}
 		}

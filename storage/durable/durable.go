@@ -33,9 +33,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrLocked says that another process holds the lock.
-var ErrLocked = errors.New("durable: locked by another process")
-
 // File is an open file. Reads and writes at different places may run at the
 // same time.
 type File interface {

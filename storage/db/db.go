@@ -1,4 +1,7 @@
-package storage
+// Package db is a small database for what changes rarely and must be changed as
+// one: keys, sales, payments, cursors. It is bbolt with a checksum on every
+// value, since bbolt checks only its two meta pages. Readings never go here.
+package db
 
 import (
 	"bytes"
@@ -18,10 +21,7 @@ import (
 	bolterrors "go.etcd.io/bbolt/errors"
 )
 
-// DB is a small database for what changes rarely and must be changed as one:
-// keys, sales, payments, cursors. It is bbolt with a checksum on every value,
-// since bbolt checks only its two meta pages. Readings never go here. Safe for
-// concurrent use.
+// DB is an open database. Safe for concurrent use.
 type DB struct {
 	db   *bbolt.DB
 	name string
@@ -33,26 +33,26 @@ type Tx struct {
 	name string
 }
 
-// OpenDB opens or makes the database file name, which never grows above maxSize
-// bytes. It fails with [ErrLocked] if another process has it open.
-func OpenDB(name string, maxSize int64, readOnly bool) (db *DB, err error) {
+// Open opens or makes the database file name, which never grows above maxSize
+// bytes. It fails with [durable.ErrLocked] if another process has it open.
+func Open(name string, maxSize int64, readOnly bool) (db *DB, err error) {
 	options := &bbolt.Options{
-		Timeout: 100 * time.Millisecond, FreelistType: bbolt.FreelistMapType, PageSize: PageSize, ReadOnly: readOnly, MaxSize: int(maxSize),
+		Timeout: 100 * time.Millisecond, FreelistType: bbolt.FreelistMapType, PageSize: pageSize, ReadOnly: readOnly, MaxSize: int(maxSize),
 	}
 	err = guard(name, func() error {
 		if !readOnly {
 			if err := makeDB(name, options); err != nil {
-				return fmt.Errorf("%s: %w", name, classify(err))
+				return fmt.Errorf("%s: %w", name, durable.Classify(err))
 			}
 		}
 		b, err := bbolt.Open(name, 0o600, options)
 		if errors.Is(err, bolterrors.ErrTimeout) {
-			err = ErrLocked
+			err = durable.ErrLocked
 		} else if errors.Is(err, bolterrors.ErrInvalid) || errors.Is(err, bolterrors.ErrChecksum) || errors.Is(err, bolterrors.ErrVersionMismatch) {
-			err = fmt.Errorf("%w: %w", ErrCorrupt, err)
+			err = fmt.Errorf("%w: %w", durable.ErrCorrupt, err)
 		}
 		if err != nil {
-			return fmt.Errorf("%s: %w", name, classify(err))
+			return fmt.Errorf("%s: %w", name, durable.Classify(err))
 		}
 		db = &DB{b, name}
 		return nil
@@ -93,7 +93,7 @@ func guard(name string, f func() error) (err error) {
 	defer debug.SetPanicOnFault(old)
 	defer func() {
 		if p := recover(); p != nil {
-			err = fmt.Errorf("%w: %s: %v", ErrCorrupt, name, p)
+			err = fmt.Errorf("%w: %s: %v", durable.ErrCorrupt, name, p)
 		}
 	}()
 	return f()
@@ -110,27 +110,29 @@ func (d *DB) View(f func(*Tx) error) error {
 // and undone when f or the disk fails.
 func (d *DB) Update(f func(*Tx) error) error {
 	return guard(d.name, func() error {
-		return classify(d.db.Update(func(tx *bbolt.Tx) error { return f(&Tx{tx, d.name}) }))
+		return durable.Classify(d.db.Update(func(tx *bbolt.Tx) error { return f(&Tx{tx, d.name}) }))
 	})
 }
+
+const pageSize = 4096
 
 // checksum covers bucket, key and value, so that a value in the wrong place is
 // found too.
 func checksum(bucket string, key, value []byte) uint32 {
-	sum := crc32.Checksum([]byte(bucket), castagnoli())
-	sum = crc32.Update(sum, castagnoli(), key)
-	return crc32.Update(sum, castagnoli(), value)
+	sum := crc32.Checksum([]byte(bucket), crc32.MakeTable(crc32.Castagnoli))
+	sum = crc32.Update(sum, crc32.MakeTable(crc32.Castagnoli), key)
+	return crc32.Update(sum, crc32.MakeTable(crc32.Castagnoli), value)
 }
 
 func (t *Tx) check(bucket string, key, stored []byte) ([]byte, error) {
 	n := len(stored) - 4
 	if n < 0 || binary.LittleEndian.Uint32(stored[n:]) != checksum(bucket, key, stored[:n]) {
-		return nil, fmt.Errorf("%w: %s: value of %q in %q", ErrCorrupt, t.name, key, bucket)
+		return nil, fmt.Errorf("%w: %s: value of %q in %q", durable.ErrCorrupt, t.name, key, bucket)
 	}
 	return bytes.Clone(stored[:n]), nil
 }
 
-// Get returns a value; nil if there is none. It wraps [ErrCorrupt] if the value
+// Get returns a value; nil if there is none. It wraps [durable.ErrCorrupt] if the value
 // is damaged.
 func (t *Tx) Get(bucket string, key []byte) ([]byte, error) {
 	b := t.tx.Bucket([]byte(bucket))

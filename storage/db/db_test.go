@@ -1,4 +1,4 @@
-package storage
+package db
 
 import (
 	"bytes"
@@ -8,11 +8,13 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"dazaar-edge/storage/durable"
 )
 
 func openDB(t *testing.T, name string) *DB {
 	t.Helper()
-	db, err := OpenDB(name, 1<<20, false)
+	db, err := Open(name, 1<<20, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -32,7 +34,7 @@ func TestDB(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := OpenDB(name, 1<<20, false); !errors.Is(err, ErrLocked) {
+	if _, err := Open(name, 1<<20, false); !errors.Is(err, durable.ErrLocked) {
 		t.Error("opened twice:", err)
 	}
 	if err := db.Close(); err != nil {
@@ -86,7 +88,7 @@ func TestDBFlips(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	live := bytes.LastIndex(good, append(bytes.Clone(value), 19)) / PageSize * PageSize
+	live := bytes.LastIndex(good, append(bytes.Clone(value), 19)) / pageSize * pageSize
 	rng := rand.New(rand.NewPCG(1, 1))
 	found := 0
 	for range 300 {
@@ -96,7 +98,7 @@ func TestDBFlips(t *testing.T) {
 		if err := os.WriteFile(name, bad, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		db, err := OpenDB(name, 1<<20, true)
+		db, err := Open(name, 1<<20, true)
 		if err != nil {
 			found++
 			continue
@@ -114,10 +116,10 @@ func TestDBFlips(t *testing.T) {
 	if found < 100 {
 		t.Errorf("%d of 300 flips were found", found)
 	}
-	if err := os.WriteFile(name, good[:PageSize/2], 0o600); err != nil {
+	if err := os.WriteFile(name, good[:pageSize/2], 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := OpenDB(name, 1<<20, false); err == nil {
+	if _, err := Open(name, 1<<20, false); err == nil {
 		t.Error("a cut file opens")
 	}
 }
