@@ -98,6 +98,9 @@ func (p *pinned) save(nodes map[uint64]merkle.Node) error {
 // called by the storage while they are still there. If it cannot be kept, some
 // buyers need a new feed; the drop goes on.
 func (l *Log) dropping(first uint64) {
+	if l.st == nil {
+		return // inside Open, to make room for what is damaged
+	}
 	r := nodeReader{l, l.tree.published()}
 	keep := map[uint64]merkle.Node{}
 	l.keepCoarse(r, first, keep)

@@ -39,20 +39,18 @@ func (l *Log) salvage(names []string) error {
 			s.block(i, data)
 			return s.err == nil
 		})
-		if err = errors.Join(err, s.err); err != nil {
+		if err = errors.Join(err, s.err); err == nil {
+			err = l.st.Commit()
+		}
+		if err == nil {
+			err = l.st.RemoveDamaged(name)
+		}
+		if err != nil {
 			return err
 		}
-	}
-	if err := l.st.Commit(); err != nil {
-		return err
 	}
 	l.start.Recovered = s.count
 	l.log.Warn("blocks of a damaged tail were appended again", "log", l.cfg.Dir, "from", cut, "count", s.count)
-	for _, name := range names {
-		if err := l.st.RemoveDamaged(name); err != nil {
-			return err
-		}
-	}
 	if err := l.cfg.FS.Remove(filepath.Join(l.cfg.Dir, salvageName)); err != nil {
 		return err
 	}

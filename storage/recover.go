@@ -382,9 +382,32 @@ func (l *Log) setAside(s segment, f durable.File) error {
 	return l.cfg.FS.SyncDir(l.cfg.Dir)
 }
 
+// roomForCopy makes room for one more copy within MaxSize, which has room for
+// one: the spare segment goes, then the oldest.
+func (l *Log) roomForCopy() error {
+	for len(l.recovery.Damaged) > 0 && len(l.segs) > 1 {
+		spare := l.spare.ready || l.spare.renamed
+		if files := len(l.segs) + len(l.recovery.Damaged); !spare && files <= l.maxFiles || spare && files < l.maxFiles {
+			break
+		}
+		if spare {
+			if err := l.cfg.FS.Remove(join(l.cfg.Dir, spareName)); err != nil {
+				return err
+			}
+			l.spare.ready, l.spare.renamed = false, false
+		} else if err := l.dropOldest(false); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // writeCopy writes a file of the size of a segment; on a full disk it takes the
 // spare segment's place.
 func (l *Log) writeCopy(to string, b []byte) error {
+	if err := l.roomForCopy(); err != nil {
+		return err
+	}
 	err := durable.WriteFile(l.cfg.FS, to, b)
 	if err == nil || !errors.Is(durable.Classify(err), ErrFull) || !l.spare.ready && !l.spare.renamed {
 		return err

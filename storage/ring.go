@@ -60,10 +60,16 @@ func (l *Log) adoptSpare(found bool) error {
 	return nil
 }
 
+// room returns how many files segments and the spare one may have: of copies
+// that were set aside only one is counted for.
+func (l *Log) room() int {
+	return max(l.maxFiles-max(len(l.recovery.Damaged)-1, 0), MinSegments-2)
+}
+
 // growSpare fills n more bytes of the next segment with zeros, if there is room
 // for one more. What fails here is tried again when the segment is needed.
 func (l *Log) growSpare(n int64) {
-	if l.spare.ready || l.spare.renamed || len(l.segs) >= l.maxFiles || l.w.commit < l.spare.notBefore {
+	if l.spare.ready || l.spare.renamed || len(l.segs) >= l.room() || l.w.commit < l.spare.notBefore {
 		return
 	}
 	if err := l.fillSpare(n); err != nil {
@@ -120,7 +126,7 @@ func (l *Log) takeSpare() error {
 		return nil
 	}
 	if !s.renamed {
-		if len(l.segs) < l.maxFiles {
+		if len(l.segs) < l.room() {
 			if err := l.fillSpare(l.geo.size()); err != nil {
 				l.dropTemp()
 				return err
@@ -192,13 +198,13 @@ func (l *Log) Trim() error {
 		return ErrClosed
 	}
 	trimmed := false
-	if s := &l.spare; len(l.segs) >= l.maxFiles && (s.ready || s.renamed) && len(l.segs) > 1 {
+	if s := &l.spare; len(l.segs) >= l.room() && (s.ready || s.renamed) && len(l.segs) > 1 {
 		if err := l.cfg.FS.Remove(join(l.cfg.Dir, spareName)); err != nil {
 			return durable.Classify(err)
 		}
 		s.ready, s.renamed, trimmed = false, false, true
 	}
-	for len(l.segs) > l.maxFiles {
+	for len(l.segs) > l.room() {
 		if err := l.dropOldest(false); err != nil {
 			return durable.Classify(err)
 		}
