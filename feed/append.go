@@ -356,6 +356,7 @@ func (q *queue) fail(w *Writer, err error) {
 	if w != nil {
 		q.mu.Lock()
 		w.failed = err
+		q.urgent = true // those behind it are told at once
 		q.mu.Unlock()
 	}
 }

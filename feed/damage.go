@@ -187,7 +187,14 @@ func (l *Log) noteLost(g storage.Gap, why string) {
 		return
 	}
 	l.log.Error("blocks are lost", "log", l.cfg.Dir, "first", g.First, "end", g.End, "why", why)
-	b, err := l.cfg.Encoding.Entry(l.gapOf(g.First, g.End))
+	n := l.gapOf(g.First, g.End)
+	if length := l.st.Length(); length > l.st.First() {
+		// What is sensed already, and comes later, must not stand behind it.
+		if last, i, err := l.stampAt(length-1, length); err == nil && i < length {
+			n.Stamp = last.Stamp
+		}
+	}
+	b, err := l.cfg.Encoding.Entry(n)
 	var t *Ticket
 	if err == nil {
 		t, err = l.Submit(b)

@@ -22,8 +22,12 @@ const salvageName = storage.OwnerPrefix + "salvage"
 // aside are removed when that is durable. It runs before the committer, and
 // goes on where it was when the power went.
 func (l *Log) salvage(names []string) error {
-	if len(names) == 0 {
-		return nil
+	if len(names) == 0 { // a note of a salvage that was done
+		err := l.cfg.FS.Remove(filepath.Join(l.cfg.Dir, salvageName))
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
 	}
 	names = slices.Sorted(slices.Values(names)) // by segment
 	cut, err := l.salvageCut()

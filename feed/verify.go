@@ -21,8 +21,9 @@ type VerifyConfig struct {
 	Name string // of the offer
 	// Seen, if not nil, is called with the encoding of each block.
 	Seen func(block.Encoding)
-	// Device is the public device key; nil leaves signatures unchecked.
-	Device ed25519.PublicKey
+	// Devices are public device keys, of which any may have signed; none leaves
+	// signatures unchecked.
+	Devices []ed25519.PublicKey
 }
 
 // VerifyReport is what [Verify] found.
@@ -95,8 +96,9 @@ func (c *checker) Check(summary []byte, closed bool) error {
 		return fmt.Errorf("%w: bytes behind the kept nodes", storage.ErrCorrupt)
 	case closed && len(sig) == 0:
 		c.out.Unsigned++
-	case closed && c.cfg.Device != nil:
-		if !ed25519.Verify(c.cfg.Device, SegmentSignable(c.cfg.Name, c.tree.Hash(), end), sig) {
+	case closed && len(c.cfg.Devices) > 0:
+		message := SegmentSignable(c.cfg.Name, c.tree.Hash(), end)
+		if !slices.ContainsFunc(c.cfg.Devices, func(k ed25519.PublicKey) bool { return ed25519.Verify(k, message, sig) }) {
 			return fmt.Errorf("%w: the device's signature", storage.ErrCorrupt)
 		}
 		c.out.Signatures++

@@ -32,7 +32,7 @@ func images(f *testing.F) (out [][]byte) {
 		f.Fatal(err)
 	}
 	for n := range page.MinPages {
-		p, err := readPages(file, n, 1)
+		p, err := page.Read(file, n, 1)
 		if err != nil {
 			f.Fatal(err)
 		}
@@ -123,7 +123,7 @@ func FuzzSegment(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := writeFull(file, raw, int64(at%page.MinPages)*page.Size); err != nil {
+		if err := page.Write(file, raw, int64(at%page.MinPages)*page.Size); err != nil {
 			t.Fatal(err)
 		}
 		b.disk.Kill()

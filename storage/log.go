@@ -302,7 +302,7 @@ func (l *Log) commit(end bool) error {
 			off = int64(slotPage+slot) * page.Size
 		}
 		info.Seal(w.open.page[:])
-		if err := writeFull(w.file, w.open.page[:], off); err != nil {
+		if err := page.Write(w.file, w.open.page[:], off); err != nil {
 			return l.rollback(err)
 		}
 	}
@@ -330,7 +330,7 @@ func (l *Log) removeNote() error {
 	if !l.w.noted {
 		return nil
 	}
-	if err := writeFull(l.w.file, make([]byte, page.Size), int64(l.geo.footerPage())*page.Size); err != nil {
+	if err := page.Write(l.w.file, make([]byte, page.Size), int64(l.geo.footerPage())*page.Size); err != nil {
 		return err
 	}
 	if err := l.w.file.Datasync(); err != nil {
@@ -390,7 +390,7 @@ func (w *writer) writeFooter(g geometry, o Owner, kind byte, now uint64) error {
 	if err != nil {
 		return err
 	}
-	if err := writeFull(w.file, b, int64(g.footerPage())*page.Size); err != nil {
+	if err := page.Write(w.file, b, int64(g.footerPage())*page.Size); err != nil {
 		return err
 	}
 	return w.file.Datasync()

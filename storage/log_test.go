@@ -34,7 +34,7 @@ func TestErrors(t *testing.T) {
 		b := filled(t, 1, 100)
 		found, _ := list(b.disk, b.cfg.Dir)
 		f, _ := b.disk.Open(join(b.cfg.Dir, found.segments[len(found.segments)-1].name()))
-		head, _ := readPages(f, 0, 1)
+		head, _ := page.Read(f, 0, 1)
 		head[6] = page.Version + 1
 		binary.LittleEndian.PutUint32(head, crc32.Checksum(head[4:], page.Castagnoli()))
 		if _, err := f.WriteAt(head, 0); err != nil {

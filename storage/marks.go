@@ -3,6 +3,7 @@ package storage
 import (
 	"dazaar-edge/storage/durable"
 	"dazaar-edge/storage/marks"
+	"dazaar-edge/storage/page"
 )
 
 // Limits of marks, see package marks.
@@ -16,7 +17,7 @@ var ErrMarksFull = marks.ErrFull
 
 // markWriter writes pages of marks into a segment file.
 func (l *Log) markWriter(f durable.File) func(n int, image []byte) error {
-	return func(n int, image []byte) error { return writeFull(f, image, int64(l.geo.markPage(n))*PageSize) }
+	return func(n int, image []byte) error { return page.Write(f, image, int64(l.geo.markPage(n))*PageSize) }
 }
 
 // SetMark sets a small value that becomes durable with the next commit. It

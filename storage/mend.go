@@ -95,7 +95,7 @@ func writeHead(f durable.File, h page.Header) error {
 	if err != nil {
 		return err
 	}
-	if err := writeFull(f, image, 0); err != nil {
+	if err := page.Write(f, image, 0); err != nil {
 		return err
 	}
 	return f.Datasync()

@@ -118,7 +118,7 @@ func (r *reader) page(i, n int) ([]byte, page.Info, error) {
 	} else {
 		p.buf = new([page.Size]byte)
 	}
-	if err := readInto(f, l.geo.dataPage(n), p.buf[:]); err != nil {
+	if err := page.ReadInto(f, l.geo.dataPage(n), p.buf[:]); err != nil {
 		return nil, page.Info{}, err
 	}
 	if p.info, err = page.Parse(p.buf[:], s.seq); err != nil {
@@ -215,7 +215,7 @@ func pageDir(f durable.File, g geometry, seq, first uint64) ([]uint64, error) {
 	var buf [page.Size]byte
 	known := 0
 	for n := range g.dataPages() {
-		err := readInto(f, g.dataPage(n), buf[:])
+		err := page.ReadInto(f, g.dataPage(n), buf[:])
 		var info page.Info
 		if err == nil {
 			info, err = page.Parse(buf[:], seq)

@@ -159,7 +159,7 @@ func (l *Log) recoverFile(f durable.File, s segment) error {
 		return fmt.Errorf("%w: it says %d pages, others have %d", errBadHead, h.Pages, l.geo.pages)
 	}
 	l.id = h.Id
-	pages, _, err := readEach(f, l.geo.markPage(0), l.marks.Pages())
+	pages, _, err := page.ReadEach(f, l.geo.markPage(0), l.marks.Pages())
 	if err != nil {
 		return err
 	}
@@ -186,13 +186,13 @@ func (l *Log) recoverFile(f durable.File, s segment) error {
 // clearFooter removes what a power cut left of a footer, so that it cannot be
 // taken for a damaged one later.
 func (l *Log) clearFooter(f durable.File) error {
-	b, err := readPages(f, l.geo.footerPage(), l.geo.foot)
+	b, err := page.Read(f, l.geo.footerPage(), l.geo.foot)
 	if err == nil {
 		if _, err := page.ParseFooter(b); err == nil {
 			return nil // of the segment that the file held before
 		}
 	}
-	if err := writeFull(f, make([]byte, len(b)), int64(l.geo.footerPage())*page.Size); err != nil {
+	if err := page.Write(f, make([]byte, len(b)), int64(l.geo.footerPage())*page.Size); err != nil {
 		return err
 	}
 	return f.Datasync()
@@ -208,7 +208,7 @@ func (l *Log) recoverClean(sc *scan) (bool, error) {
 	t := tail{slot: noSlot}
 	switch {
 	case ft.Kind == page.FooterSealed:
-		b, err := readPages(sc.f, l.geo.dataPage(ft.Pages-1), 1)
+		b, err := page.Read(sc.f, l.geo.dataPage(ft.Pages-1), 1)
 		if err != nil {
 			return false, nil //nolint:nilerr // then the pages tell
 		}
@@ -345,7 +345,7 @@ func (l *Log) rewriteTail() error {
 	}
 	slot := (w.slot + 1) % slots
 	info.Seal(w.open.page[:])
-	if err := writeFull(w.file, w.open.page[:], int64(slotPage+slot)*page.Size); err != nil {
+	if err := page.Write(w.file, w.open.page[:], int64(slotPage+slot)*page.Size); err != nil {
 		return err
 	}
 	if err := w.file.Datasync(); err != nil {
@@ -370,7 +370,7 @@ func (l *Log) setAside(s segment, f durable.File) error {
 			return err
 		}
 	} else {
-		b, _, err := readEach(f, 0, l.geo.pages)
+		b, _, err := page.ReadEach(f, 0, l.geo.pages)
 		if err != nil {
 			return err
 		}
@@ -417,7 +417,7 @@ func (l *Log) writeCopy(to string, b []byte) error {
 	if err != nil {
 		return err
 	}
-	if err = writeFull(f, b, 0); err == nil {
+	if err = page.Write(f, b, 0); err == nil {
 		err = f.Datasync()
 	}
 	if err = errors.Join(err, f.Close()); err != nil {

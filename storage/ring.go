@@ -98,7 +98,7 @@ func (l *Log) fillSpare(n int64) (err error) {
 	zeros := make([]byte, spareStep)
 	for n > 0 && s.filled < l.geo.size() {
 		step := min(int64(len(zeros)), l.geo.size()-s.filled)
-		if err := writeFull(s.file, zeros[:step], s.filled); err != nil {
+		if err := page.Write(s.file, zeros[:step], s.filled); err != nil {
 			return err
 		}
 		s.filled += step
@@ -270,7 +270,7 @@ func (l *Log) prepare(s segment) error {
 	if err != nil {
 		return err
 	}
-	if err = writeFull(f, b, 0); err == nil {
+	if err = page.Write(f, b, 0); err == nil {
 		err = l.marks.Move(s.seq, l.markWriter(f))
 	}
 	if err == nil {

@@ -41,7 +41,7 @@ func (l *Log) RemoveDamaged(name string) error {
 // salvage walks every run of readable pages of a segment, up to the newest tail
 // image. What cannot be read is left out.
 func salvage(f durable.File, g geometry, seq uint64, fn func(uint64, Weight, []byte) bool) error {
-	b, _, err := readEach(f, 0, g.pages)
+	b, _, err := page.ReadEach(f, 0, g.pages)
 	if err != nil {
 		return err
 	}

@@ -42,7 +42,7 @@ func scanSegment(f durable.File, g geometry, s segment, h page.Header) (*scan, e
 	const chunk = 64
 	chained := true
 	for n := 0; n < g.dataPages(); n += chunk {
-		b, _, err := readEach(f, g.dataPage(n), min(chunk, g.dataPages()-n))
+		b, _, err := page.ReadEach(f, g.dataPage(n), min(chunk, g.dataPages()-n))
 		if err != nil {
 			return nil, err
 		}
@@ -64,7 +64,7 @@ func scanSegment(f durable.File, g geometry, s segment, h page.Header) (*scan, e
 
 func (sc *scan) readSlots() error {
 	for i := range sc.slots {
-		b, err := readPages(sc.f, slotPage+i, 1)
+		b, err := page.Read(sc.f, slotPage+i, 1)
 		if err != nil && !errors.Is(err, ErrCorrupt) {
 			return err
 		}
@@ -154,7 +154,7 @@ func (sc *scan) source(t tail) page.Source {
 		if n == t.info.Number && t.image != nil {
 			return t.image, t.info, nil
 		}
-		if err := readInto(sc.f, sc.g.dataPage(n), buf[:]); err != nil {
+		if err := page.ReadInto(sc.f, sc.g.dataPage(n), buf[:]); err != nil {
 			return nil, page.Info{}, err
 		}
 		info, err := page.Parse(buf[:], sc.seg.seq)

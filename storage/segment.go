@@ -1,12 +1,9 @@
 package storage
 
 import (
-	"errors"
 	"fmt"
-	"io"
 	"path/filepath"
 	"strings"
-	"syscall"
 
 	"dazaar-edge/storage/durable"
 	"dazaar-edge/storage/page"
@@ -82,66 +79,9 @@ const (
 	damagedSuffix = ".damaged"  // a copy of a segment whose tail was cut off
 )
 
-// readTries is how often a read that fails is tried.
-const readTries = 3
-
-// readPages reads n whole pages at page number at.
-func readPages(f io.ReaderAt, at, n int) ([]byte, error) {
-	b := make([]byte, n*page.Size)
-	return b, readInto(f, at, b)
-}
-
-// readInto fills b from page number at on. A file that ends early is
-// ErrCorrupt; what the device cannot read is both ErrCorrupt, for those who go
-// on without it, and ErrUnreadable, for those who must not.
-func readInto(f io.ReaderAt, at int, b []byte) (err error) {
-	for range readTries {
-		var n int
-		n, err = f.ReadAt(b, int64(at)*page.Size)
-		if n == len(b) {
-			return nil
-		}
-		if err == nil || errors.Is(err, io.EOF) {
-			return fmt.Errorf("%w: file ends early", ErrCorrupt)
-		}
-		if !errors.Is(err, syscall.EIO) {
-			return err
-		}
-	}
-	return fmt.Errorf("%w: %w: %w", ErrCorrupt, ErrUnreadable, err)
-}
-
-// readEach is readPages page by page: those that cannot be read are zeros. It
-// returns how many those are.
-func readEach(f io.ReaderAt, at, n int) (b []byte, bad int, err error) {
-	b, err = readPages(f, at, n)
-	if err == nil || !errors.Is(err, ErrCorrupt) {
-		return b, 0, err
-	}
-	for i := range n {
-		one := b[i*page.Size:][:page.Size]
-		if err := readInto(f, at+i, one); err != nil {
-			if !errors.Is(err, ErrCorrupt) {
-				return b, bad, err
-			}
-			clear(one)
-			bad++
-		}
-	}
-	return b, bad, nil
-}
-
-func writeFull(f durable.File, b []byte, off int64) error {
-	n, err := f.WriteAt(b, off)
-	if err == nil && n < len(b) {
-		err = io.ErrShortWrite
-	}
-	return err
-}
-
 // readHeader reads and checks the head of the segment s.
 func readHeader(f durable.File, s segment) (page.Header, error) {
-	b, err := readPages(f, 0, 1)
+	b, err := page.Read(f, 0, 1)
 	if err != nil {
 		return page.Header{}, err
 	}
@@ -157,7 +97,7 @@ func readHeader(f durable.File, s segment) (page.Header, error) {
 
 // readFooter reads and checks the foot of segment seq.
 func readFooter(f durable.File, g geometry, seq uint64) (page.Footer, error) {
-	b, err := readPages(f, g.footerPage(), g.foot)
+	b, err := page.Read(f, g.footerPage(), g.foot)
 	if err != nil {
 		return page.Footer{}, err
 	}

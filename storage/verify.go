@@ -34,6 +34,9 @@ type Report struct {
 	Blocks, Bytes uint64 // that many are, and are right
 	Clean         bool   // the log was closed in order
 	Problems      []Problem
+	// Notes are what is not as it was written and matters to nobody: opening
+	// the log mends it.
+	Notes []Problem
 }
 
 // verifier walks over all segments of a log.
@@ -60,6 +63,9 @@ func Verify(fsys durable.FS, dir string, owner Checker) (*Report, error) {
 	for _, name := range found.damaged {
 		v.problem(name, -1, 0, 0, "set aside when committed pages could not be read; open the log (edge run, edge repair) to recover what is left")
 	}
+	if len(found.segments) == 0 && len(found.damaged) == 0 {
+		return v.report, nil // made, and never used
+	}
 	if len(found.segments) == 0 {
 		return v.report, fmt.Errorf("%s: %w: no log here", dir, ErrCorrupt)
 	}
@@ -75,12 +81,17 @@ func Verify(fsys durable.FS, dir string, owner Checker) (*Report, error) {
 		next := uint64(0)
 		if !last {
 			next = found.segments[i+1].first
-			if found.segments[i+1].seq != s.seq+1 {
-				v.problem(found.segments[i+1].name(), -1, 0, 0, fmt.Sprintf("follows segment %d: a file is missing", s.seq))
-			}
 		}
 		if err := v.segment(s, last, next); err != nil {
 			return v.report, fmt.Errorf("%s: %w", s.name(), err)
+		}
+		if !last && found.segments[i+1].seq != s.seq+1 {
+			first := next
+			if v.prev != nil {
+				first = v.prev.End
+			}
+			v.problem(found.segments[i+1].name(), -1, first, next, fmt.Sprintf("follows segment %d: a file is missing", s.seq))
+			v.prev = nil
 		}
 	}
 	return v.report, nil
@@ -131,7 +142,7 @@ func (v *verifier) checkHeader(s segment, h page.Header) {
 
 // readPage reads data page n of a segment.
 func (v *verifier) readPage(f durable.File, s segment, n int) ([]byte, page.Info, error) {
-	b, err := readPages(f, v.g.dataPage(n), 1)
+	b, err := page.Read(f, v.g.dataPage(n), 1)
 	if err != nil {
 		return nil, page.Info{}, err
 	}
@@ -264,8 +275,10 @@ func (v *verifier) open(f durable.File, s segment, h page.Header) error {
 	}
 	ft, footErr := readFooter(f, v.g, s.seq)
 	if errors.Is(footErr, ErrCorrupt) {
-		if b, err := readPages(f, v.g.footerPage(), v.g.foot); err == nil && b[4] == 'e' && b[5] == page.KindFooter && binary.LittleEndian.Uint64(b[8:]) == s.seq {
-			v.problem(s.name(), v.g.footerPage(), 0, 0, "the note that the log was closed in order is damaged; a power cut while closing does this, opening the log mends it")
+		if b, err := page.Read(f, v.g.footerPage(), v.g.foot); err == nil && b[4] == 'e' && b[5] == page.KindFooter && binary.LittleEndian.Uint64(b[8:]) == s.seq {
+			v.report.Notes = append(v.report.Notes, Problem{
+				join(v.dir, s.name()), v.g.footerPage(), 0, 0, "the note that the log was closed in order is damaged, as by a power cut while closing",
+			})
 		}
 	} else if footErr != nil {
 		return footErr
@@ -318,7 +331,7 @@ func (v *verifier) open(f durable.File, s segment, h page.Header) error {
 // checkMarks checks the pages of marks. After a crash the older page of a pair
 // may be a half-written one.
 func (v *verifier) checkMarks(f durable.File, s segment) error {
-	b, err := readPages(f, v.g.markPage(0), 2*v.g.marks)
+	b, err := page.Read(f, v.g.markPage(0), 2*v.g.marks)
 	if err != nil {
 		return err
 	}

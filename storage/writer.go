@@ -118,7 +118,7 @@ func (w *writer) flush(g geometry) error {
 		return nil
 	}
 	at := w.open.number - len(w.pend)/page.Size
-	if err := writeFull(w.file, w.pend, g.dataOff(at)); err != nil {
+	if err := page.Write(w.file, w.pend, g.dataOff(at)); err != nil {
 		return err
 	}
 	w.pend = w.pend[:0]

@@ -29,25 +29,42 @@ func repairCommand(p *program, ctx context.Context, args []string) error {
 		return errUsage
 	}
 	dir := rest[0]
+	if _, err := logDirs(dir); err != nil {
+		return err
+	}
 	if *fresh {
-		if err := p.retireVault(dir); err != nil {
+		if err := p.newIdentity(dir); err != nil {
 			return err
 		}
 	}
 	return p.repair(ctx, dir, *moved, *fresh)
 }
 
-// retireVault puts the old keys aside.
-func (p *program) retireVault(dir string) error {
+// newIdentity puts the old keys aside and makes new ones.
+func (p *program) newIdentity(dir string) (err error) {
 	lock, err := durable.OS().Lock(filepath.Join(dir, lockName))
 	if err != nil {
 		return err
 	}
-	old, err := vault.Retire(durable.OS(), dir, time.Now())
-	if err = errors.Join(err, lock.Close()); err != nil {
+	defer func() { err = errors.Join(err, lock.Close()) }()
+	secret, err := passphrase()
+	if err != nil {
 		return err
 	}
-	fmt.Fprintf(p.stdout, "the old keys were put aside in %s\n", old)
+	here := vault.Here("/", dir)
+	old, err := vault.Open(durable.OS(), dir, secret, here)
+	if err != nil {
+		return err
+	}
+	name, err := vault.Retire(durable.OS(), dir, time.Now())
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(p.stdout, "the old keys were put aside in %s\n", name)
+	if _, err := vault.Create(durable.OS(), dir, secret, here, nil, old.Devices()...); err != nil {
+		return err
+	}
+	fmt.Fprintln(p.stdout, "new keys were made: buyers must buy again, under new seller keys")
 	return nil
 }
 
@@ -60,14 +77,11 @@ func (p *program) repair(ctx context.Context, dir string, moved, fresh bool) (er
 	if err != nil {
 		return err
 	}
-	s, err := openState(dir, anySize, fresh)
+	s, err := openState(dir, anySize, false)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
-	if fresh {
-		fmt.Fprintln(p.stdout, "new keys were made: buyers must buy again, under new seller keys")
-	}
 	if moved {
 		if err := s.vault.Bind(vault.Here("/", dir)); err != nil {
 			return err
@@ -117,8 +131,14 @@ func (p *program) repairLog(ctx context.Context, s *state, dir string, clock sen
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, l.Close()) }()
 	r := l.Recovery()
+	defer func() {
+		if r.Clean {
+			err = errors.Join(err, l.Close())
+		} else {
+			l.Abort() // everything is committed; the next start still has to say what happened
+		}
+	}()
 	h := l.Head()
 	say := func(format string, args ...any) { fmt.Fprintf(p.stdout, name+": "+format+"\n", args...) }
 	if r.Recovered > 0 {

@@ -163,7 +163,7 @@ const retainEvery = time.Minute
 func sampleAll(ctx context.Context, offers []*offer) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	errs := make([]error, len(offers))
+	errs, retain := make([]error, len(offers)), make([]error, len(offers))
 	var wg sync.WaitGroup
 	for i, o := range offers {
 		wg.Go(func() {
@@ -180,11 +180,11 @@ func sampleAll(ctx context.Context, offers []*offer) error {
 		case <-tick.C:
 			for i, o := range offers {
 				if err := o.log.Retain(); err != nil {
-					errs[i] = errors.Join(errs[i], err)
+					retain[i] = err
 				}
 			}
 		}
 	}
 	wg.Wait()
-	return errors.Join(errs...)
+	return errors.Join(append(errs, retain...)...)
 }

@@ -40,6 +40,7 @@ type verifyLog struct {
 	Malformed  uint64    `json:"malformed"`
 	Problems   []problem `json:"problems"`
 	Known      []problem `json:"known"`
+	Notes      []problem `json:"notes"`
 }
 
 type problem struct {
@@ -105,13 +106,13 @@ func verifyDir(dir string) (*verifyOutput, error) {
 		return nil, err
 	}
 	out := &verifyOutput{Logs: []verifyLog{}, Problems: []problem{}}
-	device, err := out.checkState(dir)
+	devices, err := out.checkState(dir)
 	if err != nil {
 		return nil, err
 	}
 	out.OK = len(out.Problems) == 0
 	for _, d := range dirs {
-		r, err := feed.Verify(feed.VerifyConfig{FS: durable.OS(), Dir: d, Name: filepath.Base(d), Device: device})
+		r, err := verifyLogDir(d, devices)
 		if err != nil && !errors.Is(err, storage.ErrCorrupt) {
 			return nil, err
 		}
@@ -121,15 +122,36 @@ func verifyDir(dir string) (*verifyOutput, error) {
 		out.OK = out.OK && len(r.Problems) == 0
 		out.Logs = append(out.Logs, verifyLog{
 			filepath.Base(d), d, r.Segments, r.First, r.Length, r.Blocks, r.Bytes, hex.EncodeToString(r.TreeHash[:]), r.Clean,
-			r.Signatures, r.Unsigned, r.Malformed, problems(r.Problems), problems(r.Known),
+			r.Signatures, r.Unsigned, r.Malformed, problems(r.Problems), problems(r.Known), problems(r.Notes),
 		})
 	}
 	return out, nil
 }
 
+// verifyLogDir verifies one log. One that is being written changes underneath:
+// what looks wrong then is looked at again.
+func verifyLogDir(dir string, devices []ed25519.PublicKey) (r *feed.VerifyReport, err error) {
+	for range 5 {
+		r, err = feed.Verify(feed.VerifyConfig{FS: durable.OS(), Dir: dir, Name: filepath.Base(dir), Devices: devices})
+		if err == nil && len(r.Problems) == 0 || !inUse(dir) {
+			break
+		}
+	}
+	return r, err
+}
+
+// inUse tells whether a process has the log open.
+func inUse(dir string) bool {
+	lock, err := durable.OS().Lock(filepath.Join(dir, lockName))
+	if err != nil {
+		return errors.Is(err, durable.ErrLocked)
+	}
+	return lock.Close() != nil
+}
+
 // checkState checks vault and database where they are, and returns the device
-// key if it can be had without a passphrase.
-func (out *verifyOutput) checkState(dir string) (ed25519.PublicKey, error) {
+// keys if they can be had without a passphrase.
+func (out *verifyOutput) checkState(dir string) ([]ed25519.PublicKey, error) {
 	add := func(file, what string) {
 		out.Problems = append(out.Problems, problem{File: file, Page: -1, What: what})
 	}
@@ -160,7 +182,7 @@ func (out *verifyOutput) checkState(dir string) (ed25519.PublicKey, error) {
 	if err != nil {
 		return nil, nil //nolint:nilerr // then signatures are not checked, and the report says how many were
 	}
-	return v.DevicePublic(), nil
+	return v.Devices(), nil
 }
 
 func exists(name string) bool {
@@ -184,6 +206,9 @@ func (p *program) printReport(out *verifyOutput) {
 		}
 		for _, q := range l.Known {
 			fmt.Fprintf(p.stdout, "%s: known, with a gap entry: %s\n", l.Name, q)
+		}
+		for _, q := range l.Notes {
+			fmt.Fprintf(p.stdout, "%s: note: %s\n", l.Name, q)
 		}
 		for _, q := range l.Problems {
 			fmt.Fprintf(p.stdout, "%s: PROBLEM: %s\n", l.Name, q)

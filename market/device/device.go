@@ -130,6 +130,9 @@ func (d *Device) read(ctx context.Context, s Sensor) {
 	for next := time.Now(); ; {
 		select {
 		case <-ctx.Done():
+			if failing != nil {
+				d.events <- sensorGap(s.Name, *failing, d.cfg.Clock.Now())
+			}
 			return
 		case <-timer.C:
 		}
@@ -145,9 +148,8 @@ func (d *Device) read(ctx context.Context, s Sensor) {
 		} else if err == nil {
 			pause = s.Every
 			if failing != nil {
-				from, to := failing.Mono, at.Mono
 				d.log.Info("a sensor answers again", "sensor", s.Name)
-				d.events <- block.Entry{Kind: block.GapEntry, Stamp: stamp(at), From: &from, To: &to, Cause: CauseSensor, Sensor: s.Name}
+				d.events <- sensorGap(s.Name, *failing, at)
 				failing = nil
 			}
 		}
@@ -160,4 +162,9 @@ func (d *Device) read(ctx context.Context, s Sensor) {
 		}
 		timer.Reset(time.Until(next))
 	}
+}
+
+// sensorGap says from when to when a sensor did not answer.
+func sensorGap(name string, since, now sensors.Time) block.Entry {
+	return block.Entry{Kind: block.GapEntry, Stamp: stamp(now), From: &since.Mono, To: &now.Mono, Cause: CauseSensor, Sensor: name}
 }

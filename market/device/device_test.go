@@ -283,6 +283,60 @@ func TestFullDisk(t *testing.T) {
 	expect(t, entries, "boot")
 }
 
+// TestLongFullDisk keeps the disk full for longer than memory lasts: one gap
+// covers exactly what is missing.
+func TestLongFullDisk(t *testing.T) {
+	r := newRig(t)
+	r.start()
+	r.reads(20)
+	var full atomic.Bool
+	full.Store(true)
+	r.disk.Fail(func(int, string, string) error {
+		if full.Load() {
+			return syscall.ENOSPC
+		}
+		return nil
+	})
+	for r.dev.Stats().Dropped < 300 {
+		r.reads(1)
+	}
+	full.Store(false)
+	r.reads(30)
+	r.end()
+	packs, entries := r.blocks()
+	covered := func(s time.Duration) bool {
+		for _, n := range entries {
+			if n.Cause == CauseStorage && *n.From <= s && s <= *n.To {
+				return true
+			}
+		}
+		return false
+	}
+	last := packs[0]
+	for _, p := range packs[1:] {
+		a, b := last.Readings[len(last.Readings)-1], p.Readings[0]
+		if b.Value.Float != a.Value.Float+1 && !covered(last.Stamp.Mono+a.Offset+time.Second) {
+			t.Errorf("readings %v to %v are missing and no gap says so: %q", a.Value.Float, b.Value.Float, kinds(entries))
+		}
+		last = p
+	}
+	if got := last.Readings[len(last.Readings)-1].Value.Float; got != float64(r.src.n.Load()) {
+		t.Errorf("the last reading is %v of %d", got, r.src.n.Load())
+	}
+}
+
+// TestDeadSensor stops while a sensor does not answer: a gap says so.
+func TestDeadSensor(t *testing.T) {
+	r := newRig(t)
+	r.start()
+	r.reads(10)
+	r.src.broken.Store(true)
+	r.reads(4)
+	r.end()
+	_, entries := r.blocks()
+	expect(t, entries, "boot", "gap sensor")
+}
+
 func TestShed(t *testing.T) {
 	r := newRig(t)
 	r.start()
@@ -292,7 +346,7 @@ func TestShed(t *testing.T) {
 		p.waiting = append(p.waiting, block.Block{Stamp: block.Stamp{Boot: 1, Mono: time.Duration(i) * time.Second}})
 	}
 	p.shed()
-	if len(p.waiting) != maxWaiting || p.lost == nil || *p.lost.From != 0 || *p.lost.To != 9*time.Second || r.dev.Stats().Dropped != 10 {
+	if len(p.waiting) != maxWaiting || p.lost == nil || *p.lost != (span{0, 10 * time.Second}) || r.dev.Stats().Dropped != 10 {
 		t.Errorf("%d wait, %+v", len(p.waiting), p.lost)
 	}
 }

@@ -26,29 +26,31 @@ type packer struct {
 
 	waiting []block.Block // not submitted
 	flying  []flight      // submitted, not known to be durable
-	lost    *block.Entry  // gap entry for blocks that were dropped
+	lost    *span         // packs that were dropped, behind flying and before waiting
 	failing bool
 }
 
+// span is from when to when packs were dropped.
+type span struct{ from, to time.Duration }
+
+// flight is a batch on its way. If lost is set, its first block is the gap
+// entry for that.
 type flight struct {
 	blocks []block.Block
 	ticket *feed.Ticket
+	lost   *span
 }
 
 // add encodes an entry for the log.
 func (p *packer) add(n block.Entry) {
 	p.newest = max(p.newest, n.Stamp.Mono)
 	n.Stamp.Mono = p.newest
-	p.insert(len(p.waiting), n)
-}
-
-func (p *packer) insert(at int, n block.Entry) {
 	b, err := p.d.cfg.Encoding.Entry(&n)
 	if err != nil { // no entry of ours is impossible in any encoding
 		p.d.log.Error("entry", "kind", n.Kind, "error", err)
 		return
 	}
-	p.waiting = slices.Insert(p.waiting, at, b)
+	p.waiting = append(p.waiting, b)
 }
 
 // begin says which start this is and what is missing since the last block.
@@ -78,7 +80,8 @@ func (p *packer) begin() error {
 	return nil
 }
 
-// last returns the stamp of the newest readable block; nil if there is none.
+// last returns the stamp of the newest readable block that a device made, not a
+// recovery; nil if there is none.
 func (p *packer) last() (*block.Stamp, uint32, error) {
 	h := p.d.cfg.Feed.Head()
 	for i := h.Length; i > h.First; i-- {
@@ -88,8 +91,13 @@ func (p *packer) last() (*block.Stamp, uint32, error) {
 		} else if err != nil {
 			return nil, 0, err
 		}
-		if b, err := p.d.cfg.Encoding.Inspect(data); err == nil {
-			return &b.Stamp, b.Stamp.Boot, nil
+		pack, n, err := p.d.cfg.Encoding.Parse(data)
+		switch {
+		case err != nil, n != nil && (n.Kind == block.Recovered || n.Lost != nil):
+		case pack != nil:
+			return &pack.Stamp, pack.Stamp.Boot, nil
+		default:
+			return &n.Stamp, n.Stamp.Boot, nil
 		}
 	}
 	return nil, 0, nil
@@ -229,22 +237,34 @@ func (p *packer) submit() {
 	p.fly()
 }
 
+// fly submits what waits, with a gap entry before it if packs were dropped.
 func (p *packer) fly() {
-	if p.lost != nil {
-		p.insert(0, *p.lost) // where they would stand
-		p.lost = nil
-	}
 	if len(p.waiting) == 0 {
 		return
 	}
-	t, err := p.w.Submit(p.waiting...)
-	if err == nil {
-		p.flying = append(p.flying, flight{p.waiting, t})
-		p.waiting = nil
+	f := flight{blocks: p.waiting}
+	if p.lost != nil {
+		from, to := p.lost.from, p.lost.to
+		at := p.waiting[0].Stamp
+		b, err := p.d.cfg.Encoding.Entry(&block.Entry{
+			Kind: block.GapEntry, Stamp: block.Stamp{Boot: at.Boot, Mono: at.Mono}, From: &from, To: &to, Cause: CauseStorage,
+		})
+		if err != nil { // no entry of ours is impossible in any encoding
+			p.d.log.Error("gap entry", "error", err)
+			return
+		}
+		f.lost, f.blocks = p.lost, append([]block.Block{b}, p.waiting...)
+	}
+	var err error
+	if f.ticket, err = p.w.Submit(f.blocks...); err == nil {
+		p.flying = append(p.flying, f)
+		p.waiting, p.lost = nil, nil
 		return
 	}
 	p.complain(err)
-	p.shed()
+	if len(p.flying) == 0 {
+		p.shed()
+	}
 }
 
 func (p *packer) complain(err error) {
@@ -258,55 +278,75 @@ func (p *packer) complain(err error) {
 func (p *packer) again(err error) {
 	p.complain(err)
 	var back []block.Block
+	var lost *span
 	for _, f := range p.flying {
-		err := f.ticket.Wait(context.Background()) // those behind a failed one fail with it
-		var partial *feed.PartialError
-		switch {
-		case err == nil:
-		case errors.As(err, &partial):
-			back = append(back, f.blocks[partial.Durable:]...)
-		default:
-			back = append(back, f.blocks...)
+		err := f.ticket.Wait(context.Background()) // those behind a failed one fail with it, at once
+		blocks, durable := f.blocks, 0
+		if partial := (*feed.PartialError)(nil); errors.As(err, &partial) {
+			durable = partial.Durable
+		} else if err == nil {
+			durable = len(blocks)
 		}
+		blocks = blocks[durable:]
+		if f.lost != nil && durable == 0 {
+			lost, blocks = f.lost.join(lost), blocks[1:]
+		}
+		back = append(back, blocks...)
 	}
 	p.flying = nil
 	p.w.Reset()
+	p.lost = p.lost.join(lost)
 	p.waiting = append(back, p.waiting...)
 	p.shed()
 }
 
-// shed drops the oldest blocks when too many wait, and remembers from when to
-// when.
-func (p *packer) shed() {
-	n := len(p.waiting) - maxWaiting
-	if n <= 0 {
-		return
+// join returns what covers both; either may be nil.
+func (s *span) join(t *span) *span {
+	if s == nil || t == nil {
+		if s == nil {
+			return t
+		}
+		return s
 	}
-	first, last := p.waiting[0].Stamp, p.waiting[n-1].Stamp
-	p.d.dropped.Add(uint64(n))
-	if p.lost == nil {
-		from := first.Mono
-		p.lost = &block.Entry{Kind: block.GapEntry, From: &from, Cause: CauseStorage}
-	}
-	p.lost.Stamp = block.Stamp{Boot: last.Boot, Mono: last.Mono}
-	to := last.Mono
-	p.lost.To = &to
-	p.waiting = slices.Clone(p.waiting[n:])
+	return &span{min(s.from, t.from), max(s.to, t.to)}
 }
 
-// end waits until everything is durable, or fails.
-func (p *packer) end() error {
-	p.submit()
-	if err := p.d.cfg.Feed.Flush(context.Background()); err != nil {
-		return err
+// shed drops the oldest packs when too many wait, and remembers from when to
+// when. Entries stay: they are few, and say what nothing else does.
+func (p *packer) shed() {
+	for drop := len(p.waiting) - maxWaiting; drop > 0; drop-- {
+		i := slices.IndexFunc(p.waiting, func(b block.Block) bool { return b.Entry == "" })
+		if i < 0 {
+			return
+		}
+		gone := span{p.waiting[i].Stamp.Mono, p.newest}
+		if i+1 < len(p.waiting) {
+			gone.to = p.waiting[i+1].Stamp.Mono
+		}
+		p.lost = p.lost.join(&gone)
+		p.waiting = slices.Delete(p.waiting, i, i+1)
+		p.d.dropped.Add(1)
 	}
-	for _, f := range p.flying {
-		if err := f.ticket.Wait(context.Background()); err != nil {
-			return fmt.Errorf("the last readings are lost: %w", err)
+}
+
+// endTries is how often end tries again while nothing moves.
+const endTries = 5
+
+// end waits until everything is durable, or the card does not take it.
+func (p *packer) end() (err error) {
+	for tries := 0; tries < endTries; tries++ {
+		before := len(p.waiting)
+		p.submit()
+		if err = p.d.cfg.Feed.Flush(context.Background()); errors.Is(err, storage.ErrClosed) {
+			break
+		}
+		p.submit()
+		if len(p.waiting)+len(p.flying) == 0 {
+			return nil
+		}
+		if len(p.waiting) < before {
+			tries = 0
 		}
 	}
-	if len(p.waiting) > 0 {
-		return fmt.Errorf("%d blocks were not taken by the card", len(p.waiting))
-	}
-	return nil
+	return errors.Join(fmt.Errorf("the card did not take the last %d blocks", len(p.waiting)), err)
 }

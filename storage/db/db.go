@@ -37,7 +37,7 @@ type Tx struct {
 // bytes. It fails with [durable.ErrLocked] if another process has it open.
 func Open(name string, maxSize int64, readOnly bool) (db *DB, err error) {
 	options := &bbolt.Options{
-		Timeout: 100 * time.Millisecond, FreelistType: bbolt.FreelistMapType, PageSize: pageSize, ReadOnly: readOnly, MaxSize: int(maxSize),
+		Timeout: lockTimeout(readOnly), FreelistType: bbolt.FreelistMapType, PageSize: pageSize, ReadOnly: readOnly, MaxSize: int(maxSize),
 	}
 	err = guard(name, func() error {
 		if !readOnly {
@@ -58,6 +58,15 @@ func Open(name string, maxSize int64, readOnly bool) (db *DB, err error) {
 		return nil
 	})
 	return db, err
+}
+
+// lockTimeout is how long another process is waited for: who only reads is soon
+// done, who writes stays.
+func lockTimeout(readOnly bool) time.Duration {
+	if readOnly {
+		return 100 * time.Millisecond
+	}
+	return 2 * time.Second
 }
 
 // makeDB makes the file if there is none, whole or not at all: bbolt writes its

@@ -32,6 +32,7 @@ import (
 	"io"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -76,6 +77,8 @@ type Vault struct {
 	master [secretSize]byte
 	seal   []byte // passphrase, nil if not sealed
 
+	former []ed25519.PublicKey
+
 	mu    sync.Mutex
 	bound Binding  // guarded by mu
 	moved []string // guarded by mu
@@ -88,7 +91,10 @@ type file struct {
 	Salt    []byte  `json:"salt,omitempty"`
 	Nonce   []byte  `json:"nonce,omitempty"`
 	Sealed  []byte  `json:"sealed,omitempty"`
-	Check   []byte  `json:"check,omitempty"` // hash of the file without it, against damage
+	// Former are public device keys of earlier identities: old segments are
+	// signed by them.
+	Former [][]byte `json:"former,omitempty"`
+	Check  []byte   `json:"check,omitempty"` // hash of the file without it, against damage
 }
 
 // encode returns the file's bytes.
@@ -105,15 +111,16 @@ func (f file) encode() ([]byte, error) {
 }
 
 // Create makes a new vault in dir, bound to here, sealed if passphrase is not
-// empty. It never replaces one.
-func Create(fsys durable.FS, dir string, passphrase []byte, here Binding, random io.Reader) (*Vault, error) {
+// empty. It never replaces one. former are the device keys of identities that
+// this one follows.
+func Create(fsys durable.FS, dir string, passphrase []byte, here Binding, random io.Reader, former ...ed25519.PublicKey) (*Vault, error) {
 	if _, err := durable.ReadFile(fsys, filepath.Join(dir, Name), maxFile); !errors.Is(err, fs.ErrNotExist) {
 		if err == nil {
 			err = fs.ErrExist
 		}
 		return nil, fmt.Errorf("vault %s: %w", dir, err)
 	}
-	v := &Vault{fs: fsys, dir: dir, seal: passphrase, bound: here}
+	v := &Vault{fs: fsys, dir: dir, seal: passphrase, bound: here, former: former}
 	if random == nil {
 		random = rand.Reader
 	}
@@ -137,6 +144,9 @@ func Open(fsys durable.FS, dir string, passphrase []byte, here Binding) (*Vault,
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	v := &Vault{fs: fsys, dir: dir, bound: f.Binding, moved: f.Binding.differs(here)}
+	for _, k := range f.Former {
+		v.former = append(v.former, k)
+	}
 	secret, err := f.open(passphrase)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
@@ -157,6 +167,8 @@ func parse(b []byte) (f file, err error) {
 		return f, fmt.Errorf("%w: format %d, this one knows %d", ErrNewer, f.Version, formatVersion)
 	case f.Version < 1 || (f.Sealed == nil) == (f.Secret == nil):
 		return f, fmt.Errorf("%w: incomplete", ErrCorrupt)
+	case slices.ContainsFunc(f.Former, func(k []byte) bool { return len(k) != ed25519.PublicKeySize }):
+		return f, fmt.Errorf("%w: former keys", ErrCorrupt)
 	case f.Secret != nil && len(f.Secret) != secretSize, f.Sealed != nil && len(f.Nonce) != chacha20poly1305.NonceSizeX:
 		return f, fmt.Errorf("%w: wrong sizes", ErrCorrupt)
 	}
@@ -191,6 +203,9 @@ func sealKey(passphrase, salt []byte) []byte {
 
 func (v *Vault) save() error {
 	f := file{Version: formatVersion, Binding: v.bound}
+	for _, k := range v.former {
+		f.Former = append(f.Former, k)
+	}
 	if len(v.seal) == 0 {
 		f.Secret = v.master[:]
 	} else {
@@ -270,10 +285,11 @@ func (v *Vault) derive(parts ...[]byte) (seed [32]byte, err error) {
 	return hash(v.master, parts...), nil
 }
 
-// DevicePublic returns the public device key, also on another board.
-func (v *Vault) DevicePublic() ed25519.PublicKey {
+// Devices returns the public device keys, also on another board: this one's and
+// those of earlier identities.
+func (v *Vault) Devices() []ed25519.PublicKey {
 	seed := hash(v.master, []byte("dazaar device\n"))
-	return ed25519.NewKeyFromSeed(seed[:]).Public().(ed25519.PublicKey)
+	return append([]ed25519.PublicKey{ed25519.NewKeyFromSeed(seed[:]).Public().(ed25519.PublicKey)}, v.former...)
 }
 
 // Device returns the device key, which signs closed segments.
