@@ -241,7 +241,6 @@ func (l *Log) commitLoop() {
 			l.commit(take)
 			clear(take)
 			l.queue.free = take
-			l.settleGaps()
 			l.queue.gather()
 			continue
 		case closed:
@@ -311,6 +310,9 @@ func (l *Log) commit(take []batch) {
 	dropped := l.queue.dropped
 	l.queue.mu.Unlock()
 	take = l.queue.refuse(take)
+	if slices.ContainsFunc(take, func(b batch) bool { return len(b.blocks) > 0 }) && !dropped {
+		l.settleGaps() // of earlier commits: nothing is written behind a ticket's end
+	}
 	err := error(storage.ErrClosed)
 	from := l.st.Length()
 	if !dropped {
