@@ -260,7 +260,7 @@ func FuzzParse(f *testing.F) {
 			b, err = enc.Entry(n)
 		}
 		if err != nil {
-			t.Skip() // an empty pack, or text that is not UTF-8
+			return // an empty pack, or text that is not UTF-8
 		}
 		p2, n2, err := enc.Parse(b.Data)
 		if err != nil {
