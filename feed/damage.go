@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"syscall"
 
 	"dazaar-edge/feed/block"
 	"dazaar-edge/feed/merkle"
@@ -45,8 +46,8 @@ type waitingGap struct {
 func (r *lostRanges) load(fsys durable.FS, dir string) error {
 	r.fs, r.name = fsys, filepath.Join(dir, lostName)
 	b, err := durable.ReadFile(fsys, r.name, 1<<20)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.EIO) {
+		return nil // damage is met again and noted again
 	}
 	if err != nil {
 		return err

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"syscall"
 
 	"dazaar-edge/feed/merkle"
 	"dazaar-edge/storage"
@@ -53,8 +54,8 @@ func (p *pinned) load(fsys durable.FS, dir string, limit int64) error {
 	p.fs, p.name, p.limit = fsys, filepath.Join(dir, pinsName), int(limit)/pinSize
 	p.nodes = map[uint64]merkle.Node{}
 	b, err := durable.ReadFile(fsys, p.name, 1<<20)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.EIO) {
+		return nil // buyers with old heads get new feeds
 	}
 	if err != nil {
 		return err

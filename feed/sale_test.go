@@ -145,6 +145,25 @@ func TestRestoredCopy(t *testing.T) {
 	}
 }
 
+// TestUnreadableFiles opens a log whose small files cannot be read: they are
+// not worth a refusal.
+func TestUnreadableFiles(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 1))
+	e := newEnv(t, 1, 9*smallSegment)
+	e.open()
+	e.head(e.rekey(1))
+	e.fill(rng, 2500)
+	if err := e.log.Close(); err != nil {
+		t.Fatal(err)
+	}
+	e.disk.FailReads(func(name string, _ int64, _ int) bool {
+		return filepath.Base(name) == pinsName || filepath.Base(name) == lostName
+	})
+	e.open()
+	e.fill(rng, 10)
+	e.log.Close()
+}
+
 // TestLostSales checks that a mark which is ahead of the sales' store counts.
 func TestLostSales(t *testing.T) {
 	e := newEnv(t, 1, 40*smallSegment)
