@@ -284,7 +284,7 @@ func (l *Log) commit(end bool) error {
 	slot := w.slot
 	if blocks {
 		if w.open.used > page.BodyEnd {
-			w.finishPage(l.geo)
+			w.finishPage()
 		}
 		if err := w.flush(l.geo); err != nil {
 			return l.rollback(err)

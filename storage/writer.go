@@ -81,7 +81,7 @@ func (w *writer) put(g geometry, rec Record) {
 	var buf [page.MaxRecordHead]byte
 	head := page.AppendRecordHead(buf[:0], len(rec.Data), rec.Weight, o.hasLast && o.last == rec.Weight)
 	if o.used+len(head) > w.room(g) {
-		w.finishPage(g)
+		w.finishPage()
 		head = page.AppendRecordHead(buf[:0], len(rec.Data), rec.Weight, false)
 	}
 	if o.first == page.NoRecord {
@@ -100,12 +100,12 @@ func (w *writer) put(g geometry, rec Record) {
 		if data = data[n:]; len(data) == 0 {
 			return
 		}
-		w.finishPage(g)
+		w.finishPage()
 	}
 }
 
 // finishPage seals the open page as full and begins the next.
-func (w *writer) finishPage(geometry) {
+func (w *writer) finishPage() {
 	info := w.info()
 	info.Seal(w.open.page[:])
 	w.pend = append(w.pend, w.open.page[:]...)

@@ -260,13 +260,9 @@ func TestRestart(t *testing.T) {
 	}
 }
 
-// TestFullDisk fills the disk: readings wait in memory, nothing is lost or
-// twice, and when too many wait a gap says so.
-func TestFullDisk(t *testing.T) {
-	r := newRig(t)
-	r.start()
-	r.reads(20)
-	var full atomic.Bool
+// fillDisk makes the disk full while the result is true.
+func (r *rig) fillDisk() *atomic.Bool {
+	full := &atomic.Bool{}
 	full.Store(true)
 	r.disk.Fail(func(int, string, string) error {
 		if full.Load() {
@@ -274,6 +270,16 @@ func TestFullDisk(t *testing.T) {
 		}
 		return nil
 	})
+	return full
+}
+
+// TestFullDisk fills the disk: readings wait in memory, nothing is lost or
+// twice, and when too many wait a gap says so.
+func TestFullDisk(t *testing.T) {
+	r := newRig(t)
+	r.start()
+	r.reads(20)
+	full := r.fillDisk()
 	r.reads(60)
 	full.Store(false)
 	r.reads(30)
@@ -289,14 +295,7 @@ func TestLongFullDisk(t *testing.T) {
 	r := newRig(t)
 	r.start()
 	r.reads(20)
-	var full atomic.Bool
-	full.Store(true)
-	r.disk.Fail(func(int, string, string) error {
-		if full.Load() {
-			return syscall.ENOSPC
-		}
-		return nil
-	})
+	full := r.fillDisk()
 	for r.dev.Stats().Dropped < 300 {
 		r.reads(1)
 	}
