@@ -1,0 +1,114 @@
+package mux
+
+import "dazaar-edge/protocol/compact"
+
+// frameTarget is the size from which on a frame takes no further message.
+const frameTarget = 16 << 10
+
+// control is the channel number of control messages.
+const control = 0
+
+// Control message types.
+const (
+	typeBatch = iota
+	typeOpen
+	typeReject
+	typeClose
+)
+
+// Batch is a frame under construction. Only a [Producer] gets one.
+type Batch struct {
+	buf     []byte // 00 00, then entries
+	ch      uint64 // of the last entry
+	n       int    // entries
+	first   int    // where the first entry's message begins
+	begin   int    // where the open entry's message begins
+	prefix  int    // length of the open entry's length field
+	from    uint64 // channel of the producer that is asked
+	charged int
+	// window and backlog bound what may be sent and not yet acknowledged; no
+	// window, no bound.
+	window, backlog int
+	refused         bool // Fits said no
+}
+
+func (b *Batch) reset() {
+	*b = Batch{buf: b.buf[:0]}
+}
+
+// open begins an entry of a message of about size bytes.
+func (b *Batch) open(ch, typ uint64, size int) []byte {
+	switch {
+	case b.n == 0:
+		b.buf = append(b.buf, control, typeBatch)
+		b.buf = compact.AppendUint(b.buf, ch)
+	case ch != b.ch:
+		b.buf = append(b.buf, 0)
+		b.buf = compact.AppendUint(b.buf, ch)
+	}
+	b.ch = ch
+	b.prefix = compact.UintSize(uint64(size + compact.UintSize(typ)))
+	for range b.prefix {
+		b.buf = append(b.buf, 0)
+	}
+	b.begin = len(b.buf)
+	if b.n == 0 {
+		b.first = b.begin
+	}
+	b.buf = compact.AppendUint(b.buf, typ)
+	return b.buf
+}
+
+// close ends the entry.
+func (b *Batch) close(buf []byte) {
+	n := len(buf) - b.begin
+	if size := compact.UintSize(uint64(n)); size != b.prefix {
+		var pad [9]byte
+		at := b.begin - b.prefix
+		if size > b.prefix {
+			buf = append(buf, pad[:size-b.prefix]...)
+		}
+		copy(buf[at+size:], buf[b.begin:b.begin+n])
+		buf = buf[:at+size+n]
+		if b.n == 0 {
+			b.first = at + size
+		}
+		b.begin, b.prefix = at+size, size
+	}
+	compact.AppendUint(buf[:b.begin-b.prefix], uint64(n))
+	b.buf = buf
+	b.n++
+}
+
+// frame returns what goes into one message of the stream: a batch, or the bare
+// message if there is but one.
+func (b *Batch) frame() []byte {
+	if b.n != 1 {
+		return b.buf
+	}
+	size := compact.UintSize(b.ch)
+	compact.AppendUint(b.buf[:b.first-size], b.ch)
+	return b.buf[b.first-size:]
+}
+
+// Begin starts a message of the producer's channel and returns the buffer to
+// append it to. size is about how long it will be.
+func (b *Batch) Begin(typ uint64, size int) []byte { return b.open(b.from, typ, size) }
+
+// End completes the message that Begin started. charged is how many bytes of it
+// count against the upload cap.
+func (b *Batch) End(buf []byte, charged int) {
+	b.close(buf)
+	b.charged += charged
+}
+
+// Full tells that no further message shall be begun.
+func (b *Batch) Full() bool { return len(b.buf) >= frameTarget }
+
+// Fits tells whether a message of size bytes may be framed now: with what is on
+// its way it does not exceed the window, or nothing is on its way.
+func (b *Batch) Fits(size int) bool {
+	ok := b.window == 0 || b.backlog+len(b.buf)+size <= b.window || b.backlog == 0 && b.charged == 0
+	b.refused = !ok
+	return ok
+}
