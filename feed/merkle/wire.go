@@ -46,6 +46,26 @@ func ParseNodes(b []byte) ([]Node, []byte, error) {
 	return compact.ParseArray(b, maxProofNodes, 34, ParseNode)
 }
 
+// ScanNodes is [ParseNodes] that appends to dst, which need not be allocated
+// again for each message.
+func ScanNodes(dst []Node, b []byte) ([]Node, []byte, error) {
+	n, b, err := compact.ParseUint(b)
+	if err != nil {
+		return dst, nil, err
+	}
+	if n > maxProofNodes {
+		return dst, nil, compact.ErrRange
+	}
+	for range n {
+		var x Node
+		if x, b, err = ParseNode(b); err != nil {
+			return dst, nil, err
+		}
+		dst = append(dst, x)
+	}
+	return dst, b, nil
+}
+
 // Flags returns which parts r has.
 func (r *Request) Flags() uint64 {
 	return flags(r.Block != nil, r.Hash != nil, r.Seek != nil, r.Upgrade != nil)
