@@ -303,9 +303,11 @@ func (l *Log) Retain() error {
 		if err != nil || t.IsZero() || t.After(limit) {
 			return nil // unknown age is kept; max_size bounds it
 		}
-		if ok, err := l.st.Drop(); err != nil || !ok {
+		ok, err := l.st.Drop()
+		if err != nil || !ok {
 			return err
 		}
+		l.tree.change.tell()
 	}
 }
 

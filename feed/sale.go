@@ -418,12 +418,13 @@ func (f *Feed) signHead(h head) (merkle.Head, []byte, error) {
 }
 
 // Proof builds the proof that req asks for, with block bytes and, in an
-// upgrade, the signature. Errors are those of [Log.Proof] and [Feed.Head].
+// upgrade, the signature and the head that it is of. Errors are those of
+// [Log.Proof] and [Feed.Head].
 func (f *Feed) Proof(req merkle.Request) (merkle.Proof, merkle.Head, error) {
 	h := f.l.tree.published()
 	p, err := f.l.proofAt(h, req)
 	if err != nil || p.Upgrade == nil {
-		return p, merkle.Head{Fork: f.Fork(), Length: h.tree.Length(), TreeHash: h.tree.Hash()}, err
+		return p, merkle.Head{}, err
 	}
 	signed, sig, err := f.signHead(h)
 	p.Upgrade.Signature = sig

@@ -163,6 +163,8 @@ type forest struct {
 
 	mu  sync.RWMutex
 	pub head // guarded by mu
+
+	change change
 }
 
 // head is a committed state of the tree.
@@ -176,6 +178,13 @@ func (f *forest) published() head {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
 	return f.pub
+}
+
+// length returns the committed length.
+func (f *forest) length() uint64 {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.pub.tree.Length()
 }
 
 // add appends the leaf of the next block.
@@ -249,6 +258,7 @@ func (f *forest) Committed() {
 	f.mu.Lock()
 	f.pub = head{f.tree, f.tiles}
 	f.mu.Unlock()
+	f.change.tell()
 }
 
 // RolledBack implements [storage.Owner].

@@ -64,19 +64,12 @@ func (c *Channel) matches(r *remote) bool {
 	return r.key == string(c.cfg.ID) && (r.protocol == c.cfg.Protocol || slices.Contains(c.cfg.Aliases, r.protocol))
 }
 
-// Open opens a channel. Messages may be sent at once. It fails with [ErrExists]
+// Open opens a channel. Messages may be sent at once; the handler is not called
+// before Open returned, or the handler that calls it. It fails with [ErrExists]
 // while there is one of the same protocol and id, and with [ErrTooMany].
 func (m *Mux) Open(cfg ChannelConfig) (*Channel, error) {
 	m.mu.Lock()
-	c, err := m.openChannel(cfg)
-	m.mu.Unlock()
-	if err == nil {
-		err = m.open()
-	}
-	return c, err
-}
-
-func (m *Mux) openChannel(cfg ChannelConfig) (*Channel, error) {
+	defer m.mu.Unlock()
 	if m.err != nil {
 		return nil, m.err
 	}

@@ -309,7 +309,6 @@ func (m *Mux) open() error {
 		err := m.openAll()
 		m.calls.Unlock()
 		if err != nil {
-			m.fail(err)
 			return err
 		}
 	}

@@ -27,6 +27,9 @@ func (m *Mux) write() error {
 	w := &writer{m: m, timer: time.NewTimer(time.Hour)}
 	defer w.timer.Stop()
 	for {
+		if err := m.open(); err != nil {
+			return err
+		}
 		until, err := w.round()
 		if err != nil {
 			return err

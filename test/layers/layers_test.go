@@ -21,18 +21,23 @@ const module = "dazaar-edge"
 // or everything below it with "/...". Standard library and dependencies are
 // free, but for what forbidden says. cmd may import everything.
 var allowed = map[string][]string{
-	"configs":          {},
-	"sensors/...":      {"sensors"},
-	"sensors":          {},
-	"protocol/compact": {},
-	"feed/merkle":      {"protocol/compact"},
-	"feed/block":       {},
-	"feed":             {"feed/merkle", "feed/block", "storage", "storage/db", "storage/durable"},
-	"storage/...":      {"storage/durable"},
-	"storage":          {"storage/durable", "storage/page", "storage/marks"},
-	"storage/marks":    {"storage/durable", "storage/page"},
-	"storage/durable":  {},
-	"market/device":    {"sensors", "feed", "feed/block", "storage"},
+	"configs":               {},
+	"sensors/...":           {"sensors"},
+	"sensors":               {},
+	"protocol/compact":      {},
+	"protocol/noise":        {},
+	"protocol/secretstream": {"protocol/noise"},
+	"protocol/mux":          {"protocol/compact"},
+	"protocol/replicate":    {"protocol/compact", "protocol/mux", "feed/merkle"},
+	"protocol/dazaar":       {"protocol/compact", "protocol/mux"},
+	"feed/merkle":           {"protocol/compact"},
+	"feed/block":            {},
+	"feed":                  {"feed/merkle", "feed/block", "storage", "storage/db", "storage/durable"},
+	"storage/...":           {"storage/durable"},
+	"storage":               {"storage/durable", "storage/page", "storage/marks"},
+	"storage/marks":         {"storage/durable", "storage/page"},
+	"storage/durable":       {},
+	"market/device":         {"sensors", "feed", "feed/block", "storage"},
 }
 
 // dependencies are the modules that may be required directly, each with the
@@ -40,8 +45,10 @@ var allowed = map[string][]string{
 var dependencies = map[string][]string{
 	"github.com/goccy/go-yaml":        {"configs"},
 	"go.etcd.io/bbolt":                {"storage/db"},
-	"golang.org/x/crypto":             {"feed/merkle", "storage/vault"},
-	"golang.org/x/sys":                {"storage/durable", "storage/vault", "sensors", "sensors/host"},
+	"github.com/flynn/noise":          {"protocol/noise"},
+	"filippo.io/edwards25519":         {"protocol/noise"},
+	"golang.org/x/crypto":             {"feed/merkle", "storage/vault", "protocol/secretstream", "protocol/replicate"},
+	"golang.org/x/sys":                {"storage/durable", "storage/vault", "sensors", "sensors/host", "protocol/secretstream"},
 	"periph.io/x/conn/v3":             {"sensors/bme280", "cmd/edge"},
 	"periph.io/x/devices/v3":          {"sensors/bme280"},
 	"periph.io/x/host/v3":             {"sensors/bme280"},

@@ -1,0 +1,135 @@
+// Package replicate is Hypercore 11's replication channel: a feed goes from the
+// one who sells it to the one who bought it, each block with a proof of its place
+// under a signed head.
+//
+// # Wire
+//
+// One Protomux channel a feed, protocol hypercore/alpha, id the discovery key.
+// It opens with uint flags (1: seeks understood) and a capability: BLAKE2b-256,
+// keyed with the connection's handshake hash, over the sender's role and the
+// feed key. The messages, by type:
+//
+//	0 sync      uint flags (1 canUpgrade, 2 uploading, 4 downloading, 8 hasManifest,
+//	            16 allowPush), fork, length, remote length
+//	1 request   uint flags (1 block, 2 hash, 4 seek, 8 upgrade, 16 manifest,
+//	            32 priority), id, fork, [index, nodes], [tree index, nodes],
+//	            [bytes, padding], [start, length], [priority]
+//	2 cancel    uint request
+//	3 data      uint flags (as request), request, fork, [index, value, nodes],
+//	            [tree index, nodes], [bytes, nodes], [start, length, nodes, nodes,
+//	            signature], [manifest]
+//	4 noData    uint request, flags (1 reason), [reason]
+//	5 want      uint start, length, [flags (1 any)]     6 unwant likewise
+//	7 bitfield  uint start, words
+//	8 range     uint flags (1 drop, 2 one block), start, [length]
+//	9 extension string name, bytes
+//
+// # Selling
+//
+// A [Seller] serves one feed to one peer: it tells where the log stands, answers
+// what it is asked, can pause, resume and be revoked, and never sends a block
+// that its [Meter] did not pass. Blocks are read, proved and framed only when the
+// transport can take them.
+//
+// # Buying
+//
+// A [Buyer] follows one feed: it asks ahead, verifies each answer, delivers
+// blocks in order, and follows forks. What it must not forget is in its [Store].
+//
+// Source: specs/hypercore.md, sections 9 to 15.
+package replicate
+
+import (
+	"fmt"
+	"log/slog"
+
+	"dazaar-edge/feed/merkle"
+	"dazaar-edge/protocol/mux"
+)
+
+// Session is the connection that a channel runs on.
+type Session struct {
+	Mux *mux.Mux
+	// HandshakeHash and Initiator are those of the secret stream.
+	HandshakeHash [64]byte
+	Initiator     bool
+}
+
+// opening returns what a channel of the feed with this key is opened with.
+func (s Session) opening(key merkle.Hash) []byte {
+	return Handshake{Seeks: true, Capability: Capability(key, s.HandshakeHash, s.Initiator)}.Append(nil)
+}
+
+// check verifies what the other side opened with.
+func (s Session) check(key merkle.Hash, b []byte) error {
+	h, _, err := ParseHandshake(b)
+	if err != nil {
+		return fmt.Errorf("%w: handshake: %w", ErrMessage, err)
+	}
+	if h.Capability != Capability(key, s.HandshakeHash, !s.Initiator) {
+		return ErrCapability
+	}
+	return nil
+}
+
+// open opens the channel of a feed.
+func (s Session) open(key merkle.Hash, h mux.Handler) (*mux.Channel, error) {
+	id := merkle.DiscoveryKey(key)
+	return s.Mux.Open(mux.ChannelConfig{
+		Protocol: Protocol, Aliases: []string{"hypercore"}, ID: id[:], Handshake: s.opening(key), Handler: h,
+	})
+}
+
+// bad wraps what is wrong with a message.
+func bad(name string, err error) error { return fmt.Errorf("%w: %s: %w", ErrMessage, name, err) }
+
+func logger(l *slog.Logger) *slog.Logger {
+	if l == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return l
+}
+
+// maxAsks is how many requests a peer of ours has in flight at most.
+const maxAsks = 1024
+
+// ask is a request in flight.
+type ask struct {
+	// reply takes the answer, nil if there is none to be had. It is nil for
+	// the blocks of a download.
+	reply func(d *Data) error
+	block uint64 // of a download
+	used  bool
+}
+
+// asks are the requests in flight, by id - 1; ids are reused, last first.
+type asks struct {
+	slots []ask
+	free  []uint32
+	n     int
+}
+
+func (a *asks) add(x ask) (id uint64) {
+	x.used = true
+	a.n++
+	if n := len(a.free); n > 0 {
+		i := a.free[n-1]
+		a.free = a.free[:n-1]
+		a.slots[i] = x
+		return uint64(i) + 1
+	}
+	a.slots = append(a.slots, x)
+	return uint64(len(a.slots))
+}
+
+// take removes a request and returns it.
+func (a *asks) take(id uint64) (ask, bool) {
+	if id == 0 || id > uint64(len(a.slots)) || !a.slots[id-1].used {
+		return ask{}, false
+	}
+	x := a.slots[id-1]
+	a.slots[id-1] = ask{}
+	a.free = append(a.free, uint32(id-1))
+	a.n--
+	return x, true
+}

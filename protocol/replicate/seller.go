@@ -1,0 +1,433 @@
+package replicate
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"dazaar-edge/feed/merkle"
+	"dazaar-edge/protocol/compact"
+	"dazaar-edge/protocol/mux"
+)
+
+// Feed is what a [Seller] sells: a log under a key of the buyer's own. Its
+// methods must be safe for concurrent use.
+type Feed interface {
+	Key() merkle.Hash
+	Manifest() merkle.Manifest
+	Fork() uint64
+	// Bounds returns the blocks that are there: committed, and not dropped.
+	Bounds() (first, length uint64)
+	// CanUpgrade tells whether one who has the head of length blocks can be
+	// proved the present one.
+	CanUpgrade(length uint64) bool
+	// Proof builds a proof with block bytes and, in an upgrade, the signature
+	// of the present head. Errors wrap merkle.ErrRequest for what cannot be,
+	// and merkle.ErrMissing for what is not there any more.
+	Proof(req merkle.Request) (merkle.Proof, merkle.Head, error)
+	// TreeHashAt returns the tree hash of the log's first length blocks.
+	Node(index uint64) (merkle.Node, error)
+	// Settled tells whether heads may be signed for a buyer that shows this
+	// fork and length; Settle decides how to go on after it was asked what it
+	// has (DESIGN.md, "Forks").
+	Settled(fork, length uint64) bool
+	Settle(head *merkle.Head, claimed uint64) error
+	// Recover takes a block that the log had lost and the buyer returned.
+	Recover(index, fork uint64, data []byte) error
+}
+
+// Meter passes each block before it is framed. Its methods are called one at a
+// time, with the seller's lock held.
+type Meter interface {
+	// Admit tells whether a block of size bytes may be sent. If not, the
+	// seller pauses.
+	Admit(index uint64, size int) bool
+}
+
+// SellerConfig says what to sell. Feed and Session are required.
+type SellerConfig struct {
+	Session Session
+	Feed    Feed
+	// First and Length are the window [First, Length) of blocks that are
+	// announced and served; Length 0 is all there will be.
+	First, Length uint64
+	// Meter passes each block; nil passes all.
+	Meter Meter
+	// Uplink is shared by all sellers; nil is one of its own.
+	Uplink *Uplink
+	// Paused begins without serving.
+	Paused bool
+	// Ended, if not nil, is called once when the channel ends, except by
+	// Revoke and Close.
+	Ended func(error)
+	// Log receives what happens; nil discards.
+	Log *slog.Logger
+}
+
+// Limits of what a peer may do to a seller.
+const (
+	// maxInvalid is how many impossible requests end a connection.
+	maxInvalid = 64
+	// maxNoData is after how many refusals the channel is opened anew: at 32
+	// a stock buyer gives the peer up for good.
+	maxNoData = 24
+	// resync is how often an idle seller says again where it stands: what a
+	// stock buyer sometimes needs to go on after a get that timed out.
+	resync = 10 * time.Second
+)
+
+// Seller serves one feed to one peer. All methods are safe for concurrent use.
+type Seller struct {
+	cfg  SellerConfig
+	feed Feed
+	key  merkle.Hash
+	up   *Uplink
+	log  *slog.Logger
+
+	mu       sync.Mutex
+	ch       *mux.Channel // guarded by mu, like all below
+	open     bool         // the other side opened too
+	ended    bool
+	remote   Sync // what the peer said last
+	heard    bool // it said something
+	greeted  bool // it was told where the log stands
+	settling *settling
+	requests queue
+	built    *Data // the answer to the first request, which did not fit yet
+	paused   bool
+	first    uint64 // of the window
+	length   uint64
+	told     bounds    // what was announced
+	nextTell time.Time // when the next announcement may be made
+	changed  bool      // there may be something to announce
+	syncNow  bool      // a sync is due, but no news
+	lastSync time.Time
+	invalid  int
+	noData   int
+	asks     asks
+	seen     idSet // of the requests that wait
+	sent     SellerStats
+}
+
+// SellerStats say what a seller did.
+type SellerStats struct {
+	Blocks, Bytes uint64 // that were framed
+	Upgrades      uint64 // heads that were proved
+	NoData        uint64
+	// Parked is how many requests wait.
+	Parked int
+}
+
+// bounds is where a feed stands.
+type bounds struct{ fork, first, length uint64 }
+
+// NewSeller opens the channel of a feed.
+func NewSeller(cfg SellerConfig) (*Seller, error) {
+	s := &Seller{
+		cfg: cfg, feed: cfg.Feed, key: cfg.Feed.Key(), up: cfg.Uplink, log: logger(cfg.Log),
+		paused: cfg.Paused, first: cfg.First, length: cfg.Length,
+	}
+	if s.up == nil {
+		s.up = &Uplink{}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ch, err := cfg.Session.open(s.key, (*sellerHandler)(s))
+	s.ch = ch
+	return s, err
+}
+
+// bounds returns what may be announced. mu is held.
+func (s *Seller) bounds() bounds {
+	first, length := s.feed.Bounds()
+	return bounds{s.feed.Fork(), max(first, s.first), length}
+}
+
+// end returns the end of the window in a log of this length. mu is held.
+func (s *Seller) end(length uint64) uint64 {
+	if s.length > 0 {
+		return min(s.length, length)
+	}
+	return length
+}
+
+// Update says that the log changed: blocks were committed or dropped. It never
+// waits.
+func (s *Seller) Update() {
+	s.mu.Lock()
+	s.changed = true
+	ch := s.ch
+	s.mu.Unlock()
+	if ch != nil {
+		ch.Wake()
+	}
+}
+
+// SetWindow changes which blocks are announced and served; length 0 is all
+// there will be.
+func (s *Seller) SetWindow(first, length uint64) {
+	s.mu.Lock()
+	s.first, s.length = first, length
+	s.built = nil
+	s.mu.Unlock()
+	s.Update()
+}
+
+// Pause stops serving: what is asked for is parked. No block is framed after it
+// returned.
+func (s *Seller) Pause() { s.setPaused(true) }
+
+// Resume serves again, beginning with what was parked.
+func (s *Seller) Resume() { s.setPaused(false) }
+
+func (s *Seller) setPaused(paused bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.paused == paused || s.ended {
+		return
+	}
+	s.paused = paused
+	s.built = nil
+	if s.greeted {
+		s.sendSync()
+	}
+	s.ch.Wake()
+}
+
+// Revoke ends the session for good: the peer is told that nothing will be
+// served, then the channel is closed. No block is framed after it returned.
+// Whoever accepts channels must reject the next one.
+func (s *Seller) Revoke() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended {
+		return
+	}
+	s.end_()
+	if s.open {
+		b := s.told
+		s.send(typeSync, Sync{Fork: b.fork, Length: b.length, RemoteLength: s.remoteLength(b.fork), HasManifest: true}.Append(nil))
+	}
+	s.ch.Close()
+}
+
+// end_ forgets all that is to do. mu is held.
+func (s *Seller) end_() {
+	s.ended = true
+	s.requests.clear()
+	s.built, s.settling = nil, nil
+	s.asks = asks{}
+}
+
+// Stats returns what was done so far.
+func (s *Seller) Stats() SellerStats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := s.sent
+	st.Parked = s.requests.n
+	return st
+}
+
+// send queues a small message. If it cannot, the connection ends, which the
+// handler hears of. mu is held.
+func (s *Seller) send(typ uint64, payload []byte) {
+	if err := s.ch.Send(typ, payload); err != nil && !errors.Is(err, mux.ErrClosed) {
+		s.log.Debug("replicate: cannot send", "error", err)
+	}
+}
+
+// remoteLength is what a sync on this fork echoes. mu is held.
+func (s *Seller) remoteLength(fork uint64) uint64 {
+	if s.remote.Fork != fork {
+		return 0
+	}
+	return s.remote.Length
+}
+
+// sync returns what to say about what was announced. mu is held.
+func (s *Seller) sync() Sync {
+	t := s.told
+	out := Sync{
+		Fork: t.fork, Length: t.length, RemoteLength: s.remoteLength(t.fork), Uploading: !s.paused, HasManifest: true,
+	}
+	out.CanUpgrade = s.remote.Fork != t.fork || s.feed.CanUpgrade(s.remote.Length)
+	return out
+}
+
+func (s *Seller) sendSync() {
+	s.syncNow, s.lastSync = false, time.Now()
+	s.send(typeSync, s.sync().Append(nil))
+}
+
+// sellerHandler is a Seller as its channel sees it.
+type sellerHandler Seller
+
+func (h *sellerHandler) seller() *Seller { return (*Seller)(h) }
+
+// Opened implements mux.Handler.
+func (h *sellerHandler) Opened(handshake []byte) error {
+	s := h.seller()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.open = true
+	return s.cfg.Session.check(s.key, handshake)
+}
+
+// Closed implements mux.Handler.
+func (h *sellerHandler) Closed(err error) {
+	s := h.seller()
+	s.mu.Lock()
+	ended := s.ended
+	s.end_()
+	s.mu.Unlock()
+	if !ended && s.cfg.Ended != nil {
+		s.cfg.Ended(err)
+	}
+}
+
+// Message implements mux.Handler.
+func (h *sellerHandler) Message(typ uint64, b []byte) error {
+	s := h.seller()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended {
+		return nil
+	}
+	switch typ {
+	case typeSync:
+		m, _, err := ParseSync(b)
+		if err != nil {
+			return bad("sync", err)
+		}
+		s.onSync(m)
+	case typeRequest:
+		return s.onRequest(b)
+	case typeCancel:
+		id, _, err := compact.ParseUint(b)
+		if err != nil {
+			return bad("cancel", err)
+		}
+		s.cancel(id)
+	case typeData:
+		d, _, err := ParseData(b)
+		if err != nil {
+			return bad("data", err)
+		}
+		return s.onData(&d)
+	case typeNoData:
+		n, _, err := ParseNoData(b)
+		if err != nil {
+			return bad("noData", err)
+		}
+		if a, ok := s.asks.take(n.Request); ok {
+			return a.reply(nil)
+		}
+	case typeWant:
+		w, _, err := ParseWant(b)
+		if err != nil {
+			return bad("want", err)
+		}
+		s.onWant(w)
+	}
+	return nil // what a peer has is of no interest
+}
+
+// onSync notes where the peer stands. mu is held.
+func (s *Seller) onSync(m Sync) {
+	s.remote = m
+	first := !s.heard
+	s.heard = true
+	if s.settling != nil {
+		return
+	}
+	if first || !s.feed.Settled(m.Fork, m.Length) {
+		s.greet()
+		return
+	}
+	if m.Length < s.told.length || m.Fork != s.told.fork {
+		s.syncNow = true // it waits to hear its own length
+		s.ch.Wake()
+	}
+}
+
+// greet tells the peer where the log stands, or asks it first. mu is held.
+func (s *Seller) greet() {
+	if !s.feed.Settled(s.remote.Fork, s.remote.Length) {
+		s.settle()
+		return
+	}
+	s.tellAll()
+}
+
+// tellAll announces everything. mu is held.
+func (s *Seller) tellAll() {
+	b := s.bounds()
+	s.greeted, s.changed = true, false
+	s.told = b
+	s.nextTell = time.Now().Add(s.up.interval())
+	s.sendSync()
+	if r := s.available(b, 0); r.Length > 0 {
+		s.send(typeRange, r.Append(nil))
+	}
+	s.ch.Wake()
+}
+
+// available is the range of blocks that may be had, from block since on. mu is
+// held.
+func (s *Seller) available(b bounds, since uint64) Range {
+	end := s.end(b.length)
+	start := max(b.first, min(since, end))
+	if b.first == 0 {
+		start = 0
+	}
+	return Range{Start: start, Length: end - min(start, end)}
+}
+
+// onRequest parks a request until Produce answers it. mu is held.
+func (s *Seller) onRequest(b []byte) error {
+	r, _, err := ParseRequest(b)
+	if err != nil {
+		return bad("request", err)
+	}
+	if !s.heard { // a peer that asks without a word of where it stands
+		s.heard = true
+		s.greet()
+	}
+	s.cancel(r.ID) // the newer one takes the place of an older one
+	if !s.requests.push(b) {
+		return fmt.Errorf("%w: more than %d", ErrFlood, s.requests.n)
+	}
+	s.seen.set(r.ID)
+	if !s.paused {
+		s.ch.Wake()
+	}
+	return nil
+}
+
+func (s *Seller) cancel(id uint64) {
+	if s.seen.has(id) {
+		s.seen.clear(id)
+		s.requests.remove(id)
+		s.built = nil
+	}
+}
+
+// onWant tells which blocks of a range are there. mu is held.
+func (s *Seller) onWant(w Want) {
+	if !s.greeted {
+		return // it will hear everything
+	}
+	b := s.told
+	end := min(s.end(b.length), w.Start+min(w.Length, 1<<21))
+	start := max(b.first, w.Start)
+	if start >= end || w.Start > compact.MaxUint {
+		return
+	}
+	if w.Any {
+		s.send(typeRange, Range{Start: start, Length: 1}.Append(nil))
+		return
+	}
+	s.send(typeRange, Range{Start: start, Length: end - start}.Append(nil))
+}

@@ -1,0 +1,234 @@
+package replicate
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"dazaar-edge/feed/merkle"
+	"dazaar-edge/protocol/mux"
+)
+
+// Produce implements mux.Producer: it announces what is new and answers requests
+// while there is room.
+func (h *sellerHandler) Produce(b *mux.Batch) time.Time {
+	s := h.seller()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	if s.ended {
+		return time.Time{}
+	}
+	if s.settling != nil {
+		return s.settling.produce(s, b, now)
+	}
+	if !s.greeted {
+		return time.Time{}
+	}
+	next := s.announce(b, now)
+	for !s.paused && !s.ended && s.requests.n > 0 && !b.Full() {
+		if !s.serve(b) {
+			break
+		}
+	}
+	return next
+}
+
+// announce tells what changed, if it is time, and returns when it will be. mu is
+// held.
+func (s *Seller) announce(b *mux.Batch, now time.Time) (next time.Time) {
+	if s.changed {
+		if next = s.nextTell; !next.After(now) {
+			s.tell(b, now)
+			next = time.Time{}
+		}
+	}
+	idle := s.lastSync.Add(resync)
+	if s.syncNow || !idle.After(now) {
+		s.syncNow, s.lastSync = false, now
+		b.End(s.sync().Append(b.Begin(typeSync, 32)), 0)
+		idle = now.Add(resync)
+	}
+	if next.IsZero() || idle.Before(next) {
+		next = idle
+	}
+	return next
+}
+
+// tell announces what changed. mu is held.
+func (s *Seller) tell(b *mux.Batch, now time.Time) {
+	s.changed = false
+	was, is := s.told, s.bounds()
+	if was == is && s.length == 0 {
+		return
+	}
+	s.nextTell = now.Add(s.up.interval())
+	s.told = is
+	say := func(r Range) {
+		if r.Length > 0 {
+			b.End(r.Append(b.Begin(typeRange, 24)), 0)
+		}
+	}
+	switch {
+	case is.fork != was.fork:
+		say(s.available(is, 0))
+	case is.first > was.first:
+		// A stock buyer that was told of all from 0 on forgets all of it.
+		say(Range{Drop: true, Length: is.first})
+		say(s.available(is, 0))
+	default:
+		say(s.available(is, was.length))
+	}
+	s.syncNow = true
+}
+
+// serve answers the first request. It tells whether to go on. mu is held.
+func (s *Seller) serve(b *mux.Batch) bool {
+	r, _, err := ParseRequest(s.requests.front())
+	if err != nil { // it was parsed before
+		s.requests.pop()
+		return true
+	}
+	d := s.built
+	if d == nil {
+		var reason uint64
+		if d, reason = s.answer(&r); d == nil && reason == ReasonNone {
+			return false // it stays
+		} else if d == nil {
+			s.done(r.ID)
+			s.refuse(b, r.ID, reason)
+			return true
+		}
+	}
+	size := 64
+	if d.Block != nil {
+		size += len(d.Block.Value) + 44*len(d.Block.Nodes)
+	}
+	if !b.Fits(size) {
+		s.built = d
+		return false
+	}
+	if d.Block != nil && s.cfg.Meter != nil && !s.cfg.Meter.Admit(d.Block.Index, len(d.Block.Value)) {
+		s.built, s.paused = nil, true
+		s.syncNow = true
+		s.sendSync()
+		return false
+	}
+	s.done(r.ID)
+	charged := 0
+	if d.Block != nil {
+		charged = size
+		s.sent.Blocks++
+		s.sent.Bytes += uint64(len(d.Block.Value))
+	}
+	if d.Upgrade != nil {
+		s.sent.Upgrades++
+	}
+	b.End(d.Append(b.Begin(typeData, size)), charged)
+	return true
+}
+
+// done takes the first request out. mu is held.
+func (s *Seller) done(id uint64) {
+	s.built = nil
+	s.requests.pop()
+	s.seen.clear(id)
+}
+
+// answer builds what a request asks for, or says why it is refused. With neither,
+// the request must wait. mu is held.
+func (s *Seller) answer(r *Request) (*Data, uint64) {
+	d := &Data{Request: r.ID, Fork: r.Fork}
+	if r.Manifest {
+		m := s.feed.Manifest()
+		d.Manifest = &m
+	}
+	alone := r.Block == nil && r.Hash == nil && r.Seek == nil && r.Upgrade == nil
+	fork := s.feed.Fork()
+	switch {
+	case alone && r.Manifest, r.Fork != fork && r.Manifest:
+		return d, 0
+	case alone:
+		return nil, ReasonInvalid
+	case r.Fork != fork:
+		return nil, ReasonNotAvailable
+	case r.Block != nil && !s.offered(r.Block.Index):
+		return nil, ReasonNotAvailable
+	}
+	start := time.Now()
+	p, _, err := s.feed.Proof(r.Request)
+	switch {
+	case err == nil:
+	case errors.Is(err, merkle.ErrRequest):
+		return nil, ReasonInvalid
+	case errors.Is(err, merkle.ErrMissing):
+		return nil, ReasonNotAvailable
+	case !s.feed.Settled(s.remote.Fork, s.remote.Length):
+		s.settle()
+		return nil, ReasonNone
+	default:
+		s.log.Warn("replicate: a proof cannot be built", "feed", fmt.Sprintf("%x", s.key[:4]), "error", err)
+		return nil, ReasonNotAvailable
+	}
+	if p.Upgrade != nil {
+		s.up.signed(time.Since(start))
+	}
+	d.Proof = p
+	return d, 0
+}
+
+// offered tells whether block i is in the window and not dropped. mu is held.
+func (s *Seller) offered(i uint64) bool {
+	first, length := s.feed.Bounds()
+	return i >= max(first, s.first) && i < s.end(length)
+}
+
+// refuse answers that there is nothing to be had. mu is held.
+func (s *Seller) refuse(b *mux.Batch, id, reason uint64) {
+	if id == 0 {
+		return // a probe that cannot be answered
+	}
+	if reason == ReasonNotAvailable {
+		// Else the peer asks again, for what it thinks is there.
+		if is := s.bounds(); is.first > 0 {
+			b.End(Range{Drop: true, Length: is.first}.Append(b.Begin(typeRange, 24)), 0)
+			s.told.first = is.first
+		}
+	}
+	b.End(NoData{id, reason}.Append(b.Begin(typeNoData, 12)), 0)
+	s.sent.NoData++
+	if reason == ReasonInvalid {
+		if s.invalid++; s.invalid >= maxInvalid {
+			s.fail(fmt.Errorf("%w: %d that cannot be", ErrFlood, s.invalid))
+		}
+		return
+	}
+	if s.noData++; s.noData >= maxNoData {
+		s.reopen()
+	}
+}
+
+// fail ends the connection. mu is held.
+func (s *Seller) fail(err error) {
+	s.log.Info("replicate: peer is cut off", "error", err)
+	s.end_()
+	s.cfg.Session.Mux.Close()
+}
+
+// reopen closes the channel and opens it again: a stock buyer that was refused
+// too often gives a peer up until then. mu is held.
+func (s *Seller) reopen() {
+	t := s.told
+	s.send(typeSync, Sync{Fork: t.fork, Length: t.length, RemoteLength: s.remoteLength(t.fork), HasManifest: true}.Append(nil))
+	s.ch.Close()
+	s.requests.clear()
+	s.built, s.settling = nil, nil
+	s.asks, s.seen = asks{}, idSet{}
+	s.open, s.heard, s.greeted, s.noData, s.remote = false, false, false, 0, Sync{}
+	ch, err := s.cfg.Session.open(s.key, (*sellerHandler)(s))
+	if err != nil {
+		s.fail(err)
+		return
+	}
+	s.ch = ch
+}
