@@ -21,6 +21,10 @@ type Walk struct {
 	// of known is set. It begins at next or behind it.
 	right [MaxRoots + 1]Node
 	known uint64
+	// left[k] is the left child of level k that was completed last, if bit k
+	// of passed is set: what the roots of the blocks before next consist of.
+	left   [MaxRoots + 1]Node
+	passed uint64
 	// extra are trusted nodes from when the log grew, of which some blocks are
 	// still to come.
 	extra []Node
@@ -29,12 +33,14 @@ type Walk struct {
 // Reset begins to walk at block i in the log with these roots.
 func (w *Walk) Reset(i, length uint64, roots []Node) {
 	w.length, w.n = length, copy(w.roots[:], roots)
-	w.next, w.known, w.extra = i, 0, w.extra[:0]
+	w.next, w.known, w.passed, w.extra = i, 0, 0, w.extra[:0]
+	w.passAll(roots)
 }
 
 // Grow goes on in a log that became longer: roots are the new ones, nodes those
 // that were proved with them. What was asked for before stays verifiable.
 func (w *Walk) Grow(length uint64, roots, nodes []Node) {
+	w.passAll(nodes)
 	for _, list := range [][]Node{w.roots[:w.n], nodes} {
 		for _, n := range list {
 			if _, end := Span(n.Index); end > w.next {
@@ -43,6 +49,17 @@ func (w *Walk) Grow(length uint64, roots, nodes []Node) {
 		}
 	}
 	w.length, w.n = length, copy(w.roots[:], roots)
+}
+
+// Trust takes nodes that were trusted when the walk stood here before: those of
+// Left and Right.
+func (w *Walk) Trust(nodes []Node) {
+	w.passAll(nodes)
+	for _, n := range nodes {
+		if w.ahead(n) {
+			w.extra = append(w.extra, n)
+		}
+	}
 }
 
 // Next returns the index of the block that Verify takes.
@@ -79,8 +96,13 @@ func (w *Walk) Verify(value []byte, nodes []Node) error {
 	if w.next >= w.length {
 		return fmt.Errorf("%w: block %d of %d", ErrProof, w.next, w.length)
 	}
+	if len(nodes) > MaxRoots {
+		return fmt.Errorf("%w: a path of %d nodes", ErrProof, len(nodes))
+	}
 	x := Leaf(w.next, value)
-	for _, n := range nodes {
+	var path [MaxRoots + 1]Node
+	path[0] = x
+	for i, n := range nodes {
 		if n.Index != Sibling(x.Index) {
 			return fmt.Errorf("%w: no sibling of node %d", ErrProof, x.Index)
 		}
@@ -88,6 +110,7 @@ func (w *Walk) Verify(value []byte, nodes []Node) error {
 			return fmt.Errorf("%w: sizes overflow", ErrProof)
 		}
 		x = Join(x, n)
+		path[i+1] = x
 	}
 	known, ok := w.trusted(x.Index)
 	if !ok {
@@ -96,7 +119,10 @@ func (w *Walk) Verify(value []byte, nodes []Node) error {
 	if known.Hash != x.Hash {
 		return fmt.Errorf("%w: node %d is not the trusted one", ErrProof, x.Index)
 	}
-	for _, n := range nodes {
+	w.pass(path[0])
+	for i, n := range nodes {
+		w.pass(n)
+		w.pass(path[i+1])
 		if first, _ := Span(n.Index); first > w.next {
 			k := Level(n.Index)
 			w.right[k] = n
@@ -111,9 +137,50 @@ func (w *Walk) Verify(value []byte, nodes []Node) error {
 		}
 	}
 	if len(w.extra) > 0 {
-		w.extra = slices.DeleteFunc(w.extra, func(n Node) bool { _, end := Span(n.Index); return end <= w.next })
+		w.extra = slices.DeleteFunc(w.extra, func(n Node) bool {
+			_, end := Span(n.Index)
+			if end <= w.next {
+				w.pass(n)
+			}
+			return end <= w.next
+		})
 	}
 	return nil
+}
+
+// pass notes a trusted node for Left, if it is a left child.
+func (w *Walk) pass(n Node) {
+	if k := Level(n.Index); n.Index < Sibling(n.Index) && k < uint(len(w.left)) {
+		w.left[k] = n
+		w.passed |= 1 << k
+	}
+}
+
+// passAll notes those nodes that the blocks before next consist of.
+func (w *Walk) passAll(nodes []Node) {
+	var buf [64]uint64
+	for _, x := range AppendRoots(buf[:0], w.next) {
+		if i := slices.IndexFunc(nodes, func(n Node) bool { return n.Index == x }); i >= 0 {
+			w.pass(nodes[i])
+		}
+	}
+}
+
+// Left appends to dst the roots of the log of the blocks before the next one. It
+// tells whether it knows all of them: always, once a block was verified.
+func (w *Walk) Left(dst []Node) ([]Node, bool) {
+	var buf [64]uint64
+	for _, x := range AppendRoots(buf[:0], w.next) {
+		k := Level(x)
+		if w.passed>>k&1 != 0 && w.left[k].Index == x {
+			dst = append(dst, w.left[k])
+		} else if i := slices.IndexFunc(w.roots[:w.n], func(n Node) bool { return n.Index == x }); i >= 0 {
+			dst = append(dst, w.roots[i])
+		} else {
+			return dst, false
+		}
+	}
+	return dst, true
 }
 
 // ahead tells whether all blocks below n are still to come.

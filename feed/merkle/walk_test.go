@@ -3,6 +3,7 @@ package merkle
 import (
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"testing"
 )
 
@@ -85,6 +86,10 @@ func walk(t *testing.T, seed uint64) {
 				t.Fatalf("next is %d behind block %d", w.Next(), a.block)
 			}
 			queue = queue[1:]
+			left, ok := w.Left(nil)
+			if want := rootsAt(w.Next()); !ok || !slices.Equal(left, want) {
+				t.Fatalf("roots of %d from %d, %d blocks: %v %v, want %v", w.Next(), begin, length, left, ok, want)
+			}
 		}
 	}
 	if err := w.Verify(nil, nil); w.Next() == length && !errors.Is(err, ErrProof) {

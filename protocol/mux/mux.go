@@ -48,6 +48,8 @@ type Stream interface {
 	// Backlog returns how much the other side has not yet acknowledged, if
 	// that is known.
 	Backlog() (n int, ok bool)
+	// SetMaxMessage limits the messages that are read; 0 is the usual limit.
+	SetMaxMessage(n int)
 	Close() error
 }
 
@@ -160,6 +162,13 @@ func (m *Mux) Run() error {
 
 // Close ends the connection; Run returns.
 func (m *Mux) Close() { m.fail(ErrClosed) }
+
+// Fail ends the connection with an error, which Run returns.
+func (m *Mux) Fail(err error) { m.fail(err) }
+
+// SetMaxMessage limits the messages that are read from now on; 0 is the usual
+// limit of the stream.
+func (m *Mux) SetMaxMessage(n int) { m.stream.SetMaxMessage(n) }
 
 // fail ends the connection with the first error.
 func (m *Mux) fail(err error) {

@@ -73,6 +73,7 @@ type memory struct{ in, out *pipe }
 func (s *memory) ReadMessage() ([]byte, error) { return s.in.read() }
 func (s *memory) WriteMessage(m []byte) error  { return s.out.write(m) }
 func (s *memory) Close() error                 { s.in.close(); s.out.close(); return nil }
+func (s *memory) SetMaxMessage(int)            {}
 func (s *memory) Backlog() (int, bool) {
 	s.out.mu.Lock()
 	defer s.out.mu.Unlock()

@@ -95,12 +95,20 @@ const maxAsks = 1024
 
 // ask is a request in flight.
 type ask struct {
-	// reply takes the answer, nil if there is none to be had. It is nil for
-	// the blocks of a download.
-	reply func(d *Data) error
+	// reply takes the answer, or why there is none. It is nil for the blocks
+	// of a download, and for what is ignored.
+	reply func(d *Data, err error) error
 	block uint64 // of a download
-	used  bool
+	state askState
 }
+
+type askState uint8
+
+const (
+	askFree askState = iota
+	askPending
+	askIgnored // canceled; the answer may still come
+)
 
 // asks are the requests in flight, by id - 1; ids are reused, last first.
 type asks struct {
@@ -110,7 +118,7 @@ type asks struct {
 }
 
 func (a *asks) add(x ask) (id uint64) {
-	x.used = true
+	x.state = askPending
 	a.n++
 	if n := len(a.free); n > 0 {
 		i := a.free[n-1]
@@ -122,14 +130,29 @@ func (a *asks) add(x ask) (id uint64) {
 	return uint64(len(a.slots))
 }
 
-// take removes a request and returns it.
-func (a *asks) take(id uint64) (ask, bool) {
-	if id == 0 || id > uint64(len(a.slots)) || !a.slots[id-1].used {
-		return ask{}, false
+// take removes a request and returns it, unless it is not or no longer of
+// interest.
+func (a *asks) take(id uint64) (x ask, ok bool) {
+	if id == 0 || id > uint64(len(a.slots)) || a.slots[id-1].state == askFree {
+		return x, false
 	}
-	x := a.slots[id-1]
+	x = a.slots[id-1]
 	a.slots[id-1] = ask{}
 	a.free = append(a.free, uint32(id-1))
+	if x.state == askIgnored {
+		return ask{}, false
+	}
 	a.n--
 	return x, true
+}
+
+// ignore takes a request back; its id is not used again before it is answered.
+// It tells whether it was pending.
+func (a *asks) ignore(id uint64) bool {
+	if id == 0 || id > uint64(len(a.slots)) || a.slots[id-1].state != askPending {
+		return false
+	}
+	a.slots[id-1] = ask{state: askIgnored}
+	a.n--
+	return true
 }

@@ -27,7 +27,7 @@ type Feed interface {
 	// of the present head. Errors wrap merkle.ErrRequest for what cannot be,
 	// and merkle.ErrMissing for what is not there any more.
 	Proof(req merkle.Request) (merkle.Proof, merkle.Head, error)
-	// TreeHashAt returns the tree hash of the log's first length blocks.
+	// Node returns a node of the log's tree. Errors wrap merkle.ErrMissing.
 	Node(index uint64) (merkle.Node, error)
 	// Settled tells whether heads may be signed for a buyer that shows this
 	// fork and length; Settle decides how to go on after it was asked what it
@@ -59,8 +59,8 @@ type SellerConfig struct {
 	Uplink *Uplink
 	// Paused begins without serving.
 	Paused bool
-	// Ended, if not nil, is called once when the channel ends, except by
-	// Revoke and Close.
+	// Ended, if not nil, is called once when the session ends, except by
+	// Revoke: with ErrTooOld if the buyer needs a new feed.
 	Ended func(error)
 	// Log receives what happens; nil discards.
 	Log *slog.Logger
@@ -86,29 +86,32 @@ type Seller struct {
 	up   *Uplink
 	log  *slog.Logger
 
-	mu       sync.Mutex
-	ch       *mux.Channel // guarded by mu, like all below
-	open     bool         // the other side opened too
-	ended    bool
-	remote   Sync // what the peer said last
-	heard    bool // it said something
-	greeted  bool // it was told where the log stands
-	settling *settling
-	requests queue
-	built    *Data // the answer to the first request, which did not fit yet
-	paused   bool
-	first    uint64 // of the window
-	length   uint64
-	told     bounds    // what was announced
-	nextTell time.Time // when the next announcement may be made
-	changed  bool      // there may be something to announce
-	syncNow  bool      // a sync is due, but no news
-	lastSync time.Time
-	invalid  int
-	noData   int
-	asks     asks
-	seen     idSet // of the requests that wait
-	sent     SellerStats
+	mu        sync.Mutex
+	ch        *mux.Channel // guarded by mu, like all below
+	open      bool         // the other side opened too
+	ended     bool
+	why       error // to be told to cfg.Ended
+	remote    Sync  // what the peer said last
+	heard     bool  // it said something
+	greeted   bool  // it was told where the log stands
+	settling  *settling
+	requests  queue
+	built     *Data // the answer to the first request, which did not fit yet
+	paused    bool
+	first     uint64 // of the window
+	length    uint64
+	told      bounds    // what was announced
+	nextTell  time.Time // when the next announcement may be made
+	changed   bool      // there may be something to announce
+	syncNow   bool      // a sync is due, but no news
+	lastSync  time.Time
+	greetedAt time.Time
+	theirs    ranges // blocks that the peer announced
+	invalid   int
+	noData    int
+	asks      asks
+	seen      idSet // of the requests that wait
+	sent      SellerStats
 }
 
 // SellerStats say what a seller did.
@@ -116,6 +119,7 @@ type SellerStats struct {
 	Blocks, Bytes uint64 // that were framed
 	Upgrades      uint64 // heads that were proved
 	NoData        uint64
+	Recovered     uint64 // blocks that the log had lost and the buyer returned
 	// Parked is how many requests wait.
 	Parked int
 }
@@ -137,6 +141,16 @@ func NewSeller(cfg SellerConfig) (*Seller, error) {
 	ch, err := cfg.Session.open(s.key, (*sellerHandler)(s))
 	s.ch = ch
 	return s, err
+}
+
+// unlock releases mu and tells if the session came to an end.
+func (s *Seller) unlock() {
+	why := s.why
+	s.why = nil
+	s.mu.Unlock()
+	if why != nil && s.cfg.Ended != nil {
+		s.cfg.Ended(why)
+	}
 }
 
 // bounds returns what may be announced. mu is held.
@@ -205,7 +219,7 @@ func (s *Seller) Revoke() {
 	if s.ended {
 		return
 	}
-	s.end_()
+	s.stop()
 	if s.open {
 		b := s.told
 		s.send(typeSync, Sync{Fork: b.fork, Length: b.length, RemoteLength: s.remoteLength(b.fork), HasManifest: true}.Append(nil))
@@ -213,8 +227,8 @@ func (s *Seller) Revoke() {
 	s.ch.Close()
 }
 
-// end_ forgets all that is to do. mu is held.
-func (s *Seller) end_() {
+// stop forgets all that is to do. mu is held.
+func (s *Seller) stop() {
 	s.ended = true
 	s.requests.clear()
 	s.built, s.settling = nil, nil
@@ -252,7 +266,9 @@ func (s *Seller) sync() Sync {
 	out := Sync{
 		Fork: t.fork, Length: t.length, RemoteLength: s.remoteLength(t.fork), Uploading: !s.paused, HasManifest: true,
 	}
-	out.CanUpgrade = s.remote.Fork != t.fork || s.feed.CanUpgrade(s.remote.Length)
+	// To a buyer on another fork nothing can be upgraded; a stock one with
+	// nothing yet would ask 48 times.
+	out.CanUpgrade = s.remote.Fork == t.fork && s.feed.CanUpgrade(s.remote.Length)
 	return out
 }
 
@@ -279,11 +295,10 @@ func (h *sellerHandler) Opened(handshake []byte) error {
 func (h *sellerHandler) Closed(err error) {
 	s := h.seller()
 	s.mu.Lock()
-	ended := s.ended
-	s.end_()
-	s.mu.Unlock()
-	if !ended && s.cfg.Ended != nil {
-		s.cfg.Ended(err)
+	defer s.unlock()
+	if !s.ended {
+		s.stop()
+		s.why = err
 	}
 }
 
@@ -291,7 +306,7 @@ func (h *sellerHandler) Closed(err error) {
 func (h *sellerHandler) Message(typ uint64, b []byte) error {
 	s := h.seller()
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	if s.ended {
 		return nil
 	}
@@ -322,7 +337,7 @@ func (h *sellerHandler) Message(typ uint64, b []byte) error {
 			return bad("noData", err)
 		}
 		if a, ok := s.asks.take(n.Request); ok {
-			return a.reply(nil)
+			return a.reply(nil, ErrUnavailable)
 		}
 	case typeWant:
 		w, _, err := ParseWant(b)
@@ -330,23 +345,43 @@ func (h *sellerHandler) Message(typ uint64, b []byte) error {
 			return bad("want", err)
 		}
 		s.onWant(w)
+	case typeRange:
+		r, _, err := ParseRange(b)
+		if err != nil {
+			return bad("range", err)
+		}
+		s.theirs.set(r.Start, r.Start+r.Length, !r.Drop)
 	}
-	return nil // what a peer has is of no interest
+	return nil
+}
+
+// onData takes an answer of the peer. mu is held.
+func (s *Seller) onData(d *Data) error {
+	if a, ok := s.asks.take(d.Request); ok {
+		return a.reply(d, nil)
+	}
+	return nil
 }
 
 // onSync notes where the peer stands. mu is held.
 func (s *Seller) onSync(m Sync) {
-	s.remote = m
-	first := !s.heard
-	s.heard = true
-	if s.settling != nil {
-		return
-	}
-	if first || !s.feed.Settled(m.Fork, m.Length) {
-		s.greet()
-		return
-	}
-	if m.Length < s.told.length || m.Fork != s.told.fork {
+	was := s.remote
+	s.remote, s.heard = m, true
+	switch {
+	case s.settling != nil:
+	case !s.feed.Settled(m.Fork, m.Length):
+		s.settle()
+	case !s.greeted:
+		s.tellAll()
+	case m.Fork == s.told.fork && was.Fork != m.Fork:
+		// It followed a raised fork. What a stock buyer was told before it cut
+		// its log it has forgotten, and is not told again by the same words.
+		if s.told.first > 0 {
+			s.send(typeRange, Range{Drop: true, Length: s.told.first}.Append(nil))
+		}
+		s.sendRange(s.available(s.told, 0))
+		s.sendSync()
+	case m.Length < s.told.length:
 		s.syncNow = true // it waits to hear its own length
 		s.ch.Wake()
 	}
@@ -354,24 +389,40 @@ func (s *Seller) onSync(m Sync) {
 
 // greet tells the peer where the log stands, or asks it first. mu is held.
 func (s *Seller) greet() {
-	if !s.feed.Settled(s.remote.Fork, s.remote.Length) {
+	s.heard = true
+	if s.feed.Settled(s.remote.Fork, s.remote.Length) {
+		s.tellAll()
+	} else {
 		s.settle()
-		return
 	}
-	s.tellAll()
 }
 
 // tellAll announces everything. mu is held.
 func (s *Seller) tellAll() {
+	now := time.Now()
 	b := s.bounds()
 	s.greeted, s.changed = true, false
 	s.told = b
-	s.nextTell = time.Now().Add(s.up.interval())
+	s.nextTell, s.greetedAt = now.Add(s.up.interval()), now
 	s.sendSync()
-	if r := s.available(b, 0); r.Length > 0 {
-		s.send(typeRange, r.Append(nil))
+	if s.behind() {
+		// On its way to a higher fork a stock buyer asks for hashes of what
+		// was announced, wherever the forks parted: that is not for sale only.
+		b.first, _ = s.feed.Bounds()
+		s.sendRange(Range{Start: b.first, Length: b.length - b.first})
+	} else {
+		s.sendRange(s.available(b, 0))
 	}
 	s.ch.Wake()
+}
+
+// behind tells whether the peer has blocks of another fork. mu is held.
+func (s *Seller) behind() bool { return s.remote.Length > 0 && s.remote.Fork != s.told.fork }
+
+func (s *Seller) sendRange(r Range) {
+	if r.Length > 0 {
+		s.send(typeRange, r.Append(nil))
+	}
 }
 
 // available is the range of blocks that may be had, from block since on. mu is
@@ -392,7 +443,6 @@ func (s *Seller) onRequest(b []byte) error {
 		return bad("request", err)
 	}
 	if !s.heard { // a peer that asks without a word of where it stands
-		s.heard = true
 		s.greet()
 	}
 	s.cancel(r.ID) // the newer one takes the place of an older one
@@ -416,7 +466,7 @@ func (s *Seller) cancel(id uint64) {
 
 // onWant tells which blocks of a range are there. mu is held.
 func (s *Seller) onWant(w Want) {
-	if !s.greeted {
+	if !s.greeted || s.behind() {
 		return // it will hear everything
 	}
 	b := s.told

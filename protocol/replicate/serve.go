@@ -14,7 +14,7 @@ import (
 func (h *sellerHandler) Produce(b *mux.Batch) time.Time {
 	s := h.seller()
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	defer s.unlock()
 	now := time.Now()
 	if s.ended {
 		return time.Time{}
@@ -23,6 +23,10 @@ func (h *sellerHandler) Produce(b *mux.Batch) time.Time {
 		return s.settling.produce(s, b, now)
 	}
 	if !s.greeted {
+		return time.Time{}
+	}
+	if s.behind() && now.Sub(s.greetedAt) > maxFollow {
+		s.tooOld()
 		return time.Time{}
 	}
 	next := s.announce(b, now)
@@ -92,8 +96,9 @@ func (s *Seller) serve(b *mux.Batch) bool {
 	d := s.built
 	if d == nil {
 		var reason uint64
-		if d, reason = s.answer(&r); d == nil && reason == ReasonNone {
-			return false // it stays
+		var wait bool
+		if d, reason, wait = s.answer(&r); wait {
+			return false
 		} else if d == nil {
 			s.done(r.ID)
 			s.refuse(b, r.ID, reason)
@@ -135,46 +140,47 @@ func (s *Seller) done(id uint64) {
 	s.seen.clear(id)
 }
 
-// answer builds what a request asks for, or says why it is refused. With neither,
-// the request must wait. mu is held.
-func (s *Seller) answer(r *Request) (*Data, uint64) {
-	d := &Data{Request: r.ID, Fork: r.Fork}
+// answer builds what a request asks for, or says why it is refused, or that it
+// must wait. mu is held.
+func (s *Seller) answer(r *Request) (d *Data, reason uint64, wait bool) {
+	d = &Data{Request: r.ID, Fork: r.Fork}
 	if r.Manifest {
 		m := s.feed.Manifest()
 		d.Manifest = &m
 	}
 	alone := r.Block == nil && r.Hash == nil && r.Seek == nil && r.Upgrade == nil
-	fork := s.feed.Fork()
-	switch {
-	case alone && r.Manifest, r.Fork != fork && r.Manifest:
-		return d, 0
+	switch other := r.Fork != s.feed.Fork(); {
+	case r.Manifest && (alone || other):
+		return d, 0, false
 	case alone:
-		return nil, ReasonInvalid
-	case r.Fork != fork:
-		return nil, ReasonNotAvailable
+		return nil, ReasonInvalid, false
+	case other:
+		// Not "not available", of which a stock buyer counts 32: it is on its
+		// way to another fork and asks again there.
+		return nil, ReasonNone, false
 	case r.Block != nil && !s.offered(r.Block.Index):
-		return nil, ReasonNotAvailable
+		return nil, ReasonNotAvailable, false
 	}
 	start := time.Now()
 	p, _, err := s.feed.Proof(r.Request)
 	switch {
 	case err == nil:
 	case errors.Is(err, merkle.ErrRequest):
-		return nil, ReasonInvalid
+		return nil, ReasonInvalid, false
 	case errors.Is(err, merkle.ErrMissing):
-		return nil, ReasonNotAvailable
+		return nil, ReasonNotAvailable, false
 	case !s.feed.Settled(s.remote.Fork, s.remote.Length):
 		s.settle()
-		return nil, ReasonNone
+		return nil, 0, true
 	default:
 		s.log.Warn("replicate: a proof cannot be built", "feed", fmt.Sprintf("%x", s.key[:4]), "error", err)
-		return nil, ReasonNotAvailable
+		return nil, ReasonNotAvailable, false
 	}
 	if p.Upgrade != nil {
 		s.up.signed(time.Since(start))
 	}
 	d.Proof = p
-	return d, 0
+	return d, 0, false
 }
 
 // offered tells whether block i is in the window and not dropped. mu is held.
@@ -197,6 +203,9 @@ func (s *Seller) refuse(b *mux.Batch, id, reason uint64) {
 	}
 	b.End(NoData{id, reason}.Append(b.Begin(typeNoData, 12)), 0)
 	s.sent.NoData++
+	if reason == ReasonNone {
+		return
+	}
 	if reason == ReasonInvalid {
 		if s.invalid++; s.invalid >= maxInvalid {
 			s.fail(fmt.Errorf("%w: %d that cannot be", ErrFlood, s.invalid))
@@ -211,8 +220,8 @@ func (s *Seller) refuse(b *mux.Batch, id, reason uint64) {
 // fail ends the connection. mu is held.
 func (s *Seller) fail(err error) {
 	s.log.Info("replicate: peer is cut off", "error", err)
-	s.end_()
-	s.cfg.Session.Mux.Close()
+	s.stop()
+	s.cfg.Session.Mux.Fail(err)
 }
 
 // reopen closes the channel and opens it again: a stock buyer that was refused
@@ -224,7 +233,7 @@ func (s *Seller) reopen() {
 	s.requests.clear()
 	s.built, s.settling = nil, nil
 	s.asks, s.seen = asks{}, idSet{}
-	s.open, s.heard, s.greeted, s.noData, s.remote = false, false, false, 0, Sync{}
+	s.open, s.heard, s.greeted, s.noData, s.remote, s.theirs = false, false, false, 0, Sync{}, nil
 	ch, err := s.cfg.Session.open(s.key, (*sellerHandler)(s))
 	if err != nil {
 		s.fail(err)

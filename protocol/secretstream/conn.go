@@ -244,8 +244,14 @@ func (c *Conn) Initiator() bool { return c.initiator }
 // RemoteAddr returns the address of the other side.
 func (c *Conn) RemoteAddr() net.Addr { return c.raw.RemoteAddr() }
 
-// SetMaxMessage changes the limit for the messages that are read from now on.
-func (c *Conn) SetMaxMessage(n int) { c.max.Store(int64(n)) }
+// SetMaxMessage changes the limit for the messages that are read from now on; 0
+// is that of the Config.
+func (c *Conn) SetMaxMessage(n int) {
+	if n == 0 {
+		n = c.cfg.MaxMessage
+	}
+	c.max.Store(int64(n))
+}
 
 // ReadMessage returns the next message. It is valid until the next call. At the
 // end of the stream the error is [io.EOF]. After any error the connection is

@@ -1,0 +1,518 @@
+package replicate
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"dazaar-edge/feed/merkle"
+	"dazaar-edge/protocol/compact"
+	"dazaar-edge/protocol/mux"
+)
+
+// upstream is a buyer's session with a seller. All of it is guarded by the
+// buyer's mu.
+type upstream struct {
+	b       *Buyer
+	session Session
+	ch      *mux.Channel
+	open    bool
+	remote  Sync
+	synced  bool // the seller said where it stands
+	said    Sync // what it was told last
+	asks    asks
+	theirs  ranges // blocks that the seller announced
+
+	// The download: blocks [Next, ask) are in flight or wait in early.
+	ask     uint64 // block that is asked for next
+	begin   uint64 // where this run of requests began: its path is asked for whole
+	length  uint64 // of the log in which blocks are asked for: that of the head, or of the one that is asked for
+	early   map[uint64]block
+	held    int  // bytes in early
+	window  int  // how many blocks may be in flight
+	average int  // bytes of a block, about
+	upgrade bool // a head is asked for
+	missing bool // block refused was refused; nothing is asked for until it is clear where to go on
+	refused uint64
+	since   time.Time
+	scratch []merkle.Node
+
+	fork     *following // under way to a higher fork
+	requests queue      // of the seller, for what we have
+}
+
+// block is an answer that came before its turn.
+type block struct {
+	value []byte
+	nodes []merkle.Node
+}
+
+// firstWindow and maxBuffered bound what a download has in flight at first, and
+// what comes out of turn.
+const (
+	firstWindow = 32
+	maxBuffered = 16 << 20
+)
+
+// restart plans the download from where the walk is.
+func (u *upstream) restart() {
+	u.ask, u.begin, u.length = 0, 0, u.b.k.Head.Length
+	if u.b.begun {
+		u.ask = u.b.walk.Next()
+		u.begin = u.ask
+	}
+	u.early, u.held, u.missing = nil, 0, false
+	for i := range u.asks.slots {
+		if a := u.asks.slots[i]; a.state == askPending && a.reply == nil {
+			u.cancel(uint64(i) + 1)
+		}
+	}
+}
+
+// cancel takes a request back.
+func (u *upstream) cancel(id uint64) {
+	if u.asks.ignore(id) {
+		u.ch.Send(typeCancel, compact.AppendUint(nil, id)) //nolint:errcheck // the connection ends
+	}
+}
+
+// over ends what waits for answers.
+func (u *upstream) over() {
+	for i, a := range u.asks.slots {
+		if a.state == askPending && a.reply != nil {
+			u.asks.ignore(uint64(i) + 1)
+			a.reply(nil, ErrClosed) //nolint:errcheck // nothing is left to end
+		}
+	}
+}
+
+// request asks for something besides the download.
+func (u *upstream) request(r Request, reply func(*Data, error) error) uint64 {
+	r.ID = u.asks.add(ask{reply: reply})
+	u.b.got.Asked++
+	u.ch.Send(typeRequest, r.Append(nil)) //nolint:errcheck // the connection ends
+	return r.ID
+}
+
+// sendSync tells where we stand, if that is news.
+func (u *upstream) sendSync() {
+	h := u.b.k.Head
+	s := Sync{Fork: h.Fork, Length: h.Length, Uploading: true, Downloading: true, HasManifest: u.b.k.Manifest != nil}
+	if u.remote.Fork == h.Fork {
+		s.RemoteLength = u.remote.Length
+	}
+	if s != u.said {
+		u.said = s
+		u.ch.Send(typeSync, s.Append(nil)) //nolint:errcheck // the connection ends
+	}
+}
+
+// Opened implements mux.Handler.
+func (u *upstream) Opened(handshake []byte) error {
+	u.b.mu.Lock()
+	defer u.b.mu.Unlock()
+	u.open = true
+	if err := u.session.check(u.b.cfg.Key, handshake); err != nil {
+		return err
+	}
+	// What can be returned to a seller that lost it.
+	if p := u.b.k.Parts; len(p) > 0 && u.b.begun {
+		r := Range{Start: p[0].First, Length: u.b.walk.Next() - p[0].First}
+		if r.Length > 0 {
+			return u.ch.Send(typeRange, r.Append(nil))
+		}
+	}
+	return nil
+}
+
+// Closed implements mux.Handler.
+func (u *upstream) Closed(err error) {
+	u.b.mu.Lock()
+	defer u.b.mu.Unlock()
+	u.over()
+	if u.b.up == u {
+		u.b.up = nil
+		u.b.changed()
+	}
+	u.b.log.Debug("replicate: session is over", "error", err)
+}
+
+// Message implements mux.Handler.
+func (u *upstream) Message(typ uint64, m []byte) error {
+	b := u.b
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.up != u {
+		return nil
+	}
+	var err error
+	switch typ {
+	case typeSync:
+		var s Sync
+		if s, _, err = ParseSync(m); err != nil {
+			return bad("sync", err)
+		}
+		err = u.onSync(s)
+	case typeData:
+		err = u.onData(m)
+	case typeNoData:
+		var n NoData
+		if n, _, err = ParseNoData(m); err != nil {
+			return bad("noData", err)
+		}
+		err = u.onNoData(n)
+	case typeRange:
+		var r Range
+		if r, _, err = ParseRange(m); err != nil {
+			return bad("range", err)
+		}
+		u.theirs.set(r.Start, r.Start+r.Length, !r.Drop)
+		err = u.onAvailable()
+	case typeBitfield:
+		var f Bitfield
+		if f, _, err = ParseBitfield(m); err != nil {
+			return bad("bitfield", err)
+		}
+		u.setBits(f)
+		err = u.onAvailable()
+	case typeRequest:
+		if _, _, err = ParseRequest(m); err != nil {
+			return bad("request", err)
+		}
+		if !u.requests.push(m) {
+			return ErrFlood
+		}
+	case typeCancel:
+		var id uint64
+		if id, _, err = compact.ParseUint(m); err != nil {
+			return bad("cancel", err)
+		}
+		u.requests.remove(id)
+	}
+	if err == nil && u.wanted() {
+		u.ch.Wake()
+	}
+	return err
+}
+
+// wanted tells whether there is something to send.
+func (u *upstream) wanted() bool {
+	return u.requests.n > 0 || u.room() || u.upgradable()
+}
+
+// onSync notes where the seller stands.
+func (u *upstream) onSync(s Sync) error {
+	first := !u.synced
+	u.remote, u.synced = s, true
+	if first {
+		u.b.changed()
+	}
+	if s.Fork > u.b.k.Head.Fork && s.Length > 0 {
+		return u.follow()
+	}
+	u.sendSync()
+	return nil
+}
+
+// upgradable tells whether to ask for a newer head: when all blocks of the
+// present one are asked for.
+func (u *upstream) upgradable() bool {
+	h := u.b.k.Head
+	return u.synced && u.open && !u.upgrade && u.fork == nil && u.remote.Fork == h.Fork && u.remote.Length > h.Length &&
+		u.remote.Uploading && (u.ask >= h.Length || !u.b.begun)
+}
+
+// room tells whether a block may be asked for.
+func (u *upstream) room() bool {
+	if !u.synced || !u.open || !u.b.begun || u.fork != nil || u.missing || !u.remote.Uploading || u.ask >= u.length {
+		return false
+	}
+	window := u.window
+	if n, ok := u.theirs.next(u.ask); !ok || n != u.ask {
+		window = 1 // the seller did not say that it has it
+	}
+	return int(u.ask-u.b.walk.Next()) < window && u.asks.n < maxAsks && u.held < maxBuffered
+}
+
+// Produce implements mux.Producer: it asks for more while there is room.
+func (u *upstream) Produce(b *mux.Batch) time.Time {
+	u.b.mu.Lock()
+	defer u.b.mu.Unlock()
+	if u.b.up != u || !u.open {
+		return time.Time{}
+	}
+	u.serve(b)
+	if u.upgradable() {
+		h := u.b.k.Head
+		n := u.remote.Length
+		r := Request{Fork: h.Fork, Manifest: u.b.k.Manifest == nil}
+		r.Upgrade = &merkle.UpgradeRequest{Start: h.Length, Length: n - h.Length}
+		r.ID = u.asks.add(ask{reply: u.onUpgrade})
+		u.upgrade, u.length = true, n
+		b.End(r.Append(b.Begin(typeRequest, 24)), 0)
+		u.b.got.Asked++
+	}
+	for u.room() && !b.Full() {
+		i := u.ask
+		id := u.asks.add(ask{block: i})
+		buf := b.Begin(typeRequest, 16)
+		buf = append(buf, merkle.FlagBlock)
+		buf = compact.AppendUint(buf, id)
+		buf = compact.AppendUint(buf, u.b.k.Head.Fork)
+		buf = compact.AppendUint(buf, i)
+		buf = compact.AppendUint(buf, merkle.Levels(i, u.begin, u.length))
+		b.End(buf, 0)
+		u.b.got.Asked++
+		u.ask++
+	}
+	if !u.missing {
+		return time.Time{}
+	}
+	due := u.since.Add(lastResort)
+	if !due.After(time.Now()) {
+		if err := u.onAvailable(); err != nil {
+			u.fail(err)
+		} else if !u.missing {
+			u.ch.Wake()
+		} else {
+			due = time.Now().Add(lastResort) // earlier blocks are still to come
+		}
+	}
+	return due
+}
+
+// fail ends the connection from outside a handler.
+func (u *upstream) fail(err error) { u.session.Mux.Fail(err) }
+
+// lastResort is how long a seller may leave a want without an answer.
+const lastResort = time.Second
+
+// onUpgrade takes a newer head.
+func (u *upstream) onUpgrade(d *Data, err error) error {
+	u.upgrade = false
+	if err != nil || d.Upgrade == nil {
+		u.length = u.b.k.Head.Length
+		if u.ask > u.length {
+			u.restart()
+		}
+		return nil
+	}
+	if d.Fork != u.b.k.Head.Fork {
+		return nil
+	}
+	v, err := u.b.verifier().Verify(&d.Proof, d.Manifest)
+	if err != nil {
+		if u.b.k.Head.Length > 0 && errors.Is(err, merkle.ErrSignature) {
+			return u.compare(err)
+		}
+		return fmt.Errorf("%w: head of %d blocks: %w", ErrInvalid, d.Upgrade.Start+d.Upgrade.Length, err)
+	}
+	if err := u.b.grow(v, d.Upgrade.Signature); err != nil {
+		return err
+	}
+	u.length = max(u.length, v.Head.Length)
+	u.sendSync()
+	return u.drain()
+}
+
+// compare asks for the whole head after one that does not extend ours: either
+// the seller sent nonsense, or its key signed two logs.
+func (u *upstream) compare(was error) error {
+	h := u.b.k.Head
+	r := Request{Fork: h.Fork}
+	r.Upgrade = &merkle.UpgradeRequest{Length: h.Length}
+	u.request(r, func(d *Data, err error) error {
+		invalid := fmt.Errorf("%w: %w", ErrInvalid, was)
+		if err != nil || d.Upgrade == nil {
+			return invalid
+		}
+		v := &merkle.Verifier{Key: u.b.cfg.Key, Manifest: u.b.k.Manifest, Fork: h.Fork}
+		got, err := v.Verify(&d.Proof, nil)
+		if err != nil || merkle.TreeHash(d.Upgrade.Nodes) == h.TreeHash {
+			return invalid
+		}
+		return &ConflictError{Ours: h, Theirs: *got.Head, OurSignature: u.b.k.Signature, TheirSignature: d.Upgrade.Signature}
+	})
+	return nil
+}
+
+// onData takes an answer. Blocks of the download, which are most of them, take
+// the short way.
+func (u *upstream) onData(m []byte) error {
+	var f, id, fork uint64
+	rest, err := parseUints(m, &f, &id, &fork)
+	if err != nil {
+		return bad("data", err)
+	}
+	if id == 0 || id > uint64(len(u.asks.slots)) {
+		return nil
+	}
+	if a := &u.asks.slots[id-1]; a.state == askPending && a.reply == nil {
+		i := a.block
+		if f != merkle.FlagBlock || fork != u.b.k.Head.Fork {
+			return fmt.Errorf("%w: block %d was asked for, and not that came", ErrInvalid, i)
+		}
+		u.asks.take(id)
+		return u.onBlock(i, rest)
+	}
+	d, _, err := ParseData(m)
+	if err != nil {
+		return bad("data", err)
+	}
+	if a, ok := u.asks.take(id); ok {
+		return a.reply(&d, nil)
+	}
+	return nil
+}
+
+// onBlock takes block i of the download.
+func (u *upstream) onBlock(i uint64, m []byte) error {
+	index, m, err := compact.ParseUint(m)
+	if err != nil {
+		return bad("data", err)
+	}
+	if index != i {
+		return fmt.Errorf("%w: block %d was asked for, and %d came", ErrInvalid, i, index)
+	}
+	value, m, err := compact.ParseBuffer(m)
+	if err != nil {
+		return bad("data", err)
+	}
+	if u.scratch, _, err = merkle.ScanNodes(u.scratch[:0], m); err != nil {
+		return bad("data", err)
+	}
+	u.adapt(len(value))
+	next := u.b.walk.Next()
+	if i != next || i >= u.b.k.Head.Length {
+		if i < next {
+			return nil
+		}
+		if u.early == nil {
+			u.early = map[uint64]block{}
+		}
+		u.early[i] = block{slices.Clone(value), slices.Clone(u.scratch)}
+		u.held += len(value)
+		return nil
+	}
+	if err := u.b.deliver(value, u.scratch); err != nil {
+		return u.unverified(i, err)
+	}
+	if len(u.early) == 0 && !u.missing {
+		return nil
+	}
+	return u.drain()
+}
+
+// unverified decides about a block that was not accepted.
+func (u *upstream) unverified(i uint64, err error) error {
+	if errors.Is(err, merkle.ErrProof) {
+		return fmt.Errorf("%w: block %d: %w", ErrInvalid, i, err)
+	}
+	return err
+}
+
+// drain delivers what came early and is due.
+func (u *upstream) drain() error {
+	for len(u.early) > 0 {
+		i := u.b.walk.Next()
+		x, ok := u.early[i]
+		if !ok || i >= u.b.k.Head.Length {
+			break
+		}
+		delete(u.early, i)
+		u.held -= len(x.value)
+		if err := u.b.deliver(x.value, x.nodes); err != nil {
+			return u.unverified(i, err)
+		}
+	}
+	return u.onAvailable()
+}
+
+// adapt learns how large blocks are, and from that how many to have in flight.
+func (u *upstream) adapt(size int) {
+	if u.average == 0 {
+		u.average = size
+	}
+	u.average += (size - u.average) / 8
+	limit := min(max(u.b.cfg.InFlight/(u.average+64), 2), maxAsks)
+	switch {
+	case u.window < limit:
+		u.window++
+	case u.window > limit:
+		u.window = limit
+	}
+}
+
+// onNoData takes a refusal.
+func (u *upstream) onNoData(n NoData) error {
+	a, ok := u.asks.take(n.Request)
+	if !ok {
+		return nil
+	}
+	if a.reply != nil {
+		return a.reply(nil, fmt.Errorf("%w: reason %d", ErrUnavailable, n.Reason))
+	}
+	if n.Reason == ReasonNone {
+		// The seller is on its way to another fork; it will say so.
+		u.ask = min(u.ask, a.block)
+		return nil
+	}
+	// What was asked for behind the block cannot be verified without it.
+	u.theirs.set(a.block, a.block+1, false)
+	if !u.missing || a.block < u.refused {
+		u.missing, u.refused, u.since = true, a.block, time.Now()
+		if _, ok := u.theirs.next(a.block); !ok {
+			w := Want{Start: a.block / maxWant * maxWant, Length: maxWant}
+			u.ch.Send(typeWant, w.Append(nil)) //nolint:errcheck // the connection ends
+		}
+	}
+	return u.onAvailable()
+}
+
+// maxWant is the longest want that stock peers answer.
+const maxWant = 1 << 21
+
+// onAvailable goes on behind a block that was refused, if it is its turn and it
+// is known what there is.
+func (u *upstream) onAvailable() error {
+	if !u.missing || u.b.walk.Next() != u.refused {
+		return nil
+	}
+	next, ok := u.theirs.next(u.refused)
+	if !ok {
+		if time.Since(u.since) < lastResort {
+			return nil
+		}
+		next = u.refused + 1
+	}
+	next = min(next, u.b.k.Head.Length)
+	if next > u.refused {
+		if err := u.b.skip(next); err != nil {
+			return err
+		}
+	}
+	u.restart()
+	return nil
+}
+
+// setBits notes what a bitfield says.
+func (u *upstream) setBits(f Bitfield) {
+	at := f.Start
+	for i := 0; i < len(f.Words); {
+		// Runs of equal words are one range.
+		w, n := f.Words[i], uint64(1)
+		if w == 0 || w == ^uint32(0) {
+			for i+int(n) < len(f.Words) && f.Words[i+int(n)] == w {
+				n++
+			}
+			u.theirs.set(at, at+32*n, w != 0)
+		} else {
+			for k := range uint64(32) {
+				u.theirs.set(at+k, at+k+1, w>>k&1 != 0)
+			}
+		}
+		at += 32 * n
+		i += int(n)
+	}
+}
