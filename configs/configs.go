@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net"
 	"os"
 	"slices"
 	"strconv"
@@ -47,6 +48,11 @@ type Storage struct {
 // Limits bound what the program takes.
 type Limits struct {
 	Memory int64 // bytes; 0 leaves it to the Go runtime
+	// Buyers is how many are served at once, of each feed.
+	Buyers int
+	// Upload and UploadPerBuyer are bytes per second of all feeds together and
+	// for each buyer; 0 is no limit.
+	Upload, UploadPerBuyer float64
 }
 
 // Feed is an offer.
@@ -54,7 +60,9 @@ type Feed struct {
 	Name     string
 	Encoding string
 	Pack     time.Duration
-	MaxSize  int64 // its share of Storage.MaxSize, in bytes
+	MaxSize  int64  // its share of Storage.MaxSize, in bytes
+	Free     bool   // it is sold, for nothing
+	TCP      string // address on which it is sold; "" is none
 	Sensors  []Sensor
 }
 
@@ -97,7 +105,10 @@ type raw struct {
 		} `yaml:"commit"`
 	} `yaml:"storage"`
 	Limits struct {
-		Memory string `yaml:"memory"`
+		Memory         string `yaml:"memory"`
+		Buyers         *int   `yaml:"buyers"`
+		Upload         string `yaml:"upload"`
+		UploadPerBuyer string `yaml:"upload_per_buyer"`
 	} `yaml:"limits"`
 	Feeds []struct {
 		Name     string `yaml:"name"`
@@ -106,6 +117,8 @@ type raw struct {
 			Every string `yaml:"every"`
 		} `yaml:"pack"`
 		MaxShare string `yaml:"max_share"`
+		Price    string `yaml:"price"`
+		TCP      string `yaml:"tcp"`
 		Sensors  []struct {
 			Name    string  `yaml:"name"`
 			Driver  string  `yaml:"driver"`
@@ -120,7 +133,7 @@ type raw struct {
 // keys are all keys of the file, for suggestions.
 var keyNames = [...]string{
 	"device", "name", "storage", "path", "max_size", "max_age", "commit", "every", "bytes", "limits", "memory", "feeds", "encoding", "pack",
-	"max_share", "sensors", "driver", "bus", "address", "seed",
+	"max_share", "sensors", "driver", "bus", "address", "seed", "buyers", "upload", "upload_per_buyer", "price", "tcp",
 }
 
 // Load reads and checks the file.
@@ -287,11 +300,76 @@ func (r *reader) share(path, text string, total int64) int64 {
 	return int64(float64(total) * n / 100)
 }
 
+// rateUnits from the longest suffix to the shortest, in bytes per second.
+var rateUnits = [...]struct {
+	suffix string
+	bytes  float64
+}{{"kbit/s", 1e3 / 8}, {"Mbit/s", 1e6 / 8}, {"Gbit/s", 1e9 / 8}}
+
+// rate reads a rate like 2Mbit/s, in bytes per second; "none" is 0.
+func (r *reader) rate(path, text string, missing float64) float64 {
+	if text == "" {
+		return missing
+	}
+	if text == "none" {
+		return 0
+	}
+	for _, u := range rateUnits {
+		if number, ok := strings.CutSuffix(text, u.suffix); ok {
+			n, err := strconv.ParseFloat(strings.TrimSpace(number), 64)
+			if err != nil || !(n > 0 && n < 1e6) {
+				break
+			}
+			if n*u.bytes < minRate {
+				r.fail(path, "%s is too little to sell anything: at least 8kbit/s", text)
+			}
+			return n * u.bytes
+		}
+	}
+	r.fail(path, "%q is not a rate: write 512kbit/s, 2Mbit/s or none", text)
+	return missing
+}
+
+// limits reads how much buyers may take.
+func (r *reader) limits(in *raw, c *Config) {
+	l := &in.Limits
+	c.Limits.Buyers = 50
+	if l.Buyers != nil {
+		c.Limits.Buyers = *l.Buyers
+		if *l.Buyers < 1 || *l.Buyers > 10000 {
+			r.fail("limits.buyers", "%d: 1 to 10000", *l.Buyers)
+		}
+	}
+	c.Limits.Upload = r.rate("limits.upload", l.Upload, 2e6/8)
+	c.Limits.UploadPerBuyer = r.rate("limits.upload_per_buyer", l.UploadPerBuyer, 512e3/8)
+}
+
+// sale reads what is asked for a feed, and where it is sold.
+func (r *reader) sale(out *Feed, path, price, tcp string) {
+	switch price {
+	case "", "free":
+		out.Free = price == "free"
+	default:
+		r.fail(path+".price", "%q: feeds can only be given away so far: free", price)
+	}
+	out.TCP = tcp
+	if tcp == "" {
+		return
+	}
+	if _, port, err := net.SplitHostPort(tcp); err != nil || port == "" {
+		r.fail(path+".tcp", "%q is not an address to listen on: write \":49738\" or \"127.0.0.1:49738\"", tcp)
+	}
+	if !out.Free {
+		r.fail(path+".tcp", "is for a feed that is sold: add price: free")
+	}
+}
+
 // Bounds of what can be configured.
 const (
 	minLogSize  = 2 << 20
 	minEvery    = 10 * time.Millisecond
 	minMemory   = 16 << 20
+	minRate     = 1000
 	defaultPath = "/var/lib/edge"
 )
 
@@ -314,6 +392,7 @@ func (r *reader) config(in *raw) *Config {
 		c.Storage.Path = defaultPath
 	}
 	c.Limits.Memory = r.size("limits.memory", in.Limits.Memory, 0, minMemory)
+	r.limits(in, c)
 	if len(in.Feeds) == 0 {
 		r.fail("feeds", "nothing to sell: at least one feed with a sensor is needed")
 	}
@@ -349,6 +428,7 @@ func (r *reader) feeds(in *raw, c *Config) {
 		} else {
 			open++
 		}
+		r.sale(&out, path, f.Price, f.TCP)
 		out.Sensors = r.sensors(in, i)
 		c.Feeds = append(c.Feeds, out)
 	}

@@ -1,8 +1,9 @@
 // Command edge samples the sensors of a board into a log that survives power
-// cuts.
+// cuts, sells feeds of it, and buys them.
 //
 // Words go to standard error, data to standard output. Exit codes: 0 ok,
-// 1 failed, 2 usage, 3 configuration, 6 does not verify.
+// 1 failed, 2 usage, 3 configuration, 4 unreachable, 5 refused or replaced,
+// 6 does not verify.
 package main
 
 import (
@@ -17,15 +18,21 @@ import (
 	"syscall"
 
 	"dazaar-edge/configs"
+	"dazaar-edge/market"
+	"dazaar-edge/protocol/dazaar"
+	"dazaar-edge/protocol/replicate"
+	"dazaar-edge/protocol/secretstream"
 )
 
 // Exit codes.
 const (
-	exitOK       = 0
-	exitFailed   = 1
-	exitUsage    = 2
-	exitConfig   = 3
-	exitUnproven = 6
+	exitOK          = 0
+	exitFailed      = 1
+	exitUsage       = 2
+	exitConfig      = 3
+	exitUnreachable = 4
+	exitRefused     = 5
+	exitUnproven    = 6
 )
 
 // program is what a command works with.
@@ -47,6 +54,7 @@ type command struct {
 func commands() []command {
 	return []command{
 		{"run", "[-c edge.yaml]", "sample sensors into the log until stopped", runCommand},
+		{"buy", "KEY --seller HOST:PORT", "get a feed from its seller and print its readings", buyCommand},
 		{"verify", "DIR [--json]", "read every byte of the logs in DIR and check it", verifyCommand},
 		{"repair", "DIR [--moved | --new-identity]", "cut or mark what is damaged, and say what", repairCommand},
 		{"version", "", "print the version", versionCommand},
@@ -98,8 +106,16 @@ func (p *program) report(err error) int {
 		return exitUnproven
 	}
 	fmt.Fprintln(p.stderr, "edge:", err)
-	if errors.As(err, &config) {
+	var conflict *replicate.ConflictError
+	switch {
+	case errors.As(err, &config):
 		return exitConfig
+	case errors.Is(err, market.ErrUnreachable):
+		return exitUnreachable
+	case errors.Is(err, market.ErrRefused):
+		return exitRefused
+	case errors.As(err, &conflict), errors.Is(err, replicate.ErrInvalid), errors.Is(err, dazaar.ErrSignature), errors.Is(err, secretstream.ErrIdentity):
+		return exitUnproven
 	}
 	return exitFailed
 }

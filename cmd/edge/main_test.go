@@ -1,12 +1,17 @@
 package main
 
 import (
+	"bufio"
+	"bytes"
 	"context"
+	"encoding/json"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -33,6 +38,9 @@ func TestScripts(t *testing.T) {
 			"code":               exitCode,
 			"flip":               flip,
 			"contains":           contains,
+			"start-edge":         startEdge,
+			"stop-edge":          stopEdge,
+			"complete":           complete,
 		},
 	})
 }
@@ -98,5 +106,66 @@ func contains(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(err)
 	if !strings.Contains(string(b), args[1]) {
 		ts.Fatalf("no %s in %s", args[1], args[0])
+	}
+}
+
+// running is what start-edge keeps for stop-edge.
+type running struct {
+	cmd    *exec.Cmd
+	stderr bytes.Buffer
+}
+
+// start-edge CONFIG starts edge run and waits until it is ready. It sets KEY and
+// ADDRESS to the first feed's seller key and address.
+func startEdge(ts *testscript.TestScript, _ bool, args []string) {
+	r := &running{cmd: exec.Command("edge", "run", "-c", args[0])}
+	r.cmd.Dir, r.cmd.Stderr = ts.MkAbs("."), &r.stderr
+	r.cmd.Env = append(os.Environ(), "PATH="+ts.Getenv("PATH"))
+	path, err := exec.LookPath("edge")
+	ts.Check(err)
+	r.cmd.Path = path
+	out, err := r.cmd.StdoutPipe()
+	ts.Check(err)
+	ts.Check(r.cmd.Start())
+	ts.Defer(func() { r.cmd.Process.Kill(); r.cmd.Wait() })
+	sc := bufio.NewScanner(out)
+	if !sc.Scan() {
+		r.cmd.Wait()
+		ts.Fatalf("edge run did not become ready: %s", r.stderr.String())
+	}
+	var line ready
+	ts.Check(json.Unmarshal(sc.Bytes(), &line))
+	ts.Setenv("KEY", line.Feeds[0].SellerKey)
+	ts.Setenv("ADDRESS", line.Feeds[0].TCP)
+	started.Store(ts, r)
+}
+
+// started are the processes of start-edge, by script.
+var started sync.Map
+
+// stop-edge stops it as systemd would; it must end in order.
+func stopEdge(ts *testscript.TestScript, _ bool, _ []string) {
+	v, _ := started.LoadAndDelete(ts)
+	r := v.(*running)
+	ts.Check(r.cmd.Process.Signal(syscall.SIGTERM))
+	if err := r.cmd.Wait(); err != nil {
+		ts.Fatalf("%v: %s", err, r.stderr.String())
+	}
+}
+
+// complete FILE checks that the readings in a file are of all blocks from 0 on,
+// without one missing or twice.
+func complete(ts *testscript.TestScript, _ bool, args []string) {
+	next := 0
+	for line := range strings.Lines(ts.ReadFile(args[0])) {
+		var l struct{ Index *int }
+		ts.Check(json.Unmarshal([]byte(line), &l))
+		if l.Index == nil || *l.Index != next && *l.Index != next-1 {
+			ts.Fatalf("%s follows block %d", line, next-1)
+		}
+		next = *l.Index + 1
+	}
+	if next < 20 {
+		ts.Fatalf("%d blocks", next)
 	}
 }

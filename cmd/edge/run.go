@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/ed25519"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -15,7 +16,9 @@ import (
 	"dazaar-edge/configs"
 	"dazaar-edge/feed"
 	"dazaar-edge/feed/block"
+	"dazaar-edge/market"
 	"dazaar-edge/market/device"
+	"dazaar-edge/protocol/replicate"
 	"dazaar-edge/sensors"
 	"dazaar-edge/sensors/bme280"
 	"dazaar-edge/sensors/host"
@@ -39,6 +42,7 @@ type readyFeed struct {
 	Name      string `json:"name"`
 	SellerKey string `json:"sellerKey,omitempty"`
 	Dir       string `json:"dir"`
+	TCP       string `json:"tcp,omitempty"` // where it is sold
 	First     uint64 `json:"first"`
 	Length    uint64 `json:"length"`
 }
@@ -47,8 +51,11 @@ type readyFeed struct {
 type offer struct {
 	name   string
 	seller string
+	key    ed25519.PrivateKey // the seller's; nil while nothing may be signed
 	log    *feed.Log
 	dev    *device.Device
+	market *market.Offer // nil if it is not sold
+	tcp    string        // where it is sold
 }
 
 func runCommand(p *program, ctx context.Context, args []string) error {
@@ -90,15 +97,23 @@ func (p *program) sample(ctx context.Context, cfg *configs.Config, logger *slog.
 	var offers []*offer
 	defer func() {
 		for _, o := range offers {
+			if o.market != nil {
+				err = errors.Join(err, o.market.Close())
+			}
 			err = errors.Join(err, o.log.Close())
 		}
 	}()
+	up := &replicate.Uplink{Rate: cfg.Limits.Upload}
 	for _, fc := range cfg.Feeds {
-		o, err := openOffer(cfg, fc, s, clock, logger.With("feed", fc.Name))
+		logger := logger.With("feed", fc.Name)
+		o, err := openOffer(cfg, fc, s, clock, logger)
 		if err != nil {
 			return fmt.Errorf("feed %s: %w", fc.Name, err)
 		}
 		offers = append(offers, o)
+		if err := o.sell(cfg, fc, up, logger); err != nil {
+			return fmt.Errorf("feed %s: %w", fc.Name, err)
+		}
 	}
 	if err := p.announce(cfg, clock, moved, offers); err != nil {
 		return err
@@ -115,7 +130,7 @@ func openOffer(cfg *configs.Config, fc configs.Feed, s *state, clock sensors.Clo
 	if err != nil {
 		return nil, err
 	}
-	o := &offer{name: fc.Name, seller: hex.EncodeToString(keys.SellerKey())}
+	o := &offer{name: fc.Name, seller: hex.EncodeToString(keys.SellerKey()), key: keys.Seller()}
 	o.log, err = feed.Open(feed.Config{
 		FS: durable.OS(), Dir: filepath.Join(s.dir, logsName, fc.Name), MaxSize: fc.MaxSize, MaxAge: cfg.Storage.MaxAge, Name: fc.Name,
 		Encoding: encoding, Keys: keys, Sales: feed.NewSales(s.db, fc.Name), Now: feedStamp(clock),
@@ -134,6 +149,29 @@ func openOffer(cfg *configs.Config, fc configs.Feed, s *state, clock sensors.Clo
 	return o, nil
 }
 
+// sell begins to sell the feed, if it is for sale and may be signed.
+func (o *offer) sell(cfg *configs.Config, fc configs.Feed, up *replicate.Uplink, logger *slog.Logger) (err error) {
+	if fc.TCP == "" || o.key == nil {
+		return nil
+	}
+	o.market, err = market.NewOffer(market.OfferConfig{
+		Name: fc.Name, Feed: o.log, Key: o.key, Agent: agent(), Uplink: up, BuyerRate: cfg.Limits.UploadPerBuyer, Buyers: cfg.Limits.Buyers,
+		Log: logger,
+	})
+	if err != nil {
+		return err
+	}
+	addr, err := o.market.Listen(fc.TCP)
+	if err != nil {
+		return fmt.Errorf("tcp: %w", err)
+	}
+	o.tcp = addr.String()
+	return nil
+}
+
+// agent is what this program calls itself to others.
+func agent() string { return "edge/" + version }
+
 // source returns the sensor of a configuration, which was checked.
 func source(sc configs.Sensor, disk string) sensors.Source {
 	switch sc.Driver {
@@ -151,7 +189,7 @@ func (p *program) announce(cfg *configs.Config, clock sensors.Clock, moved []str
 	out := ready{Ready: true, Device: cfg.Device.Name, Boot: now.Boot, Clock: !now.Wall.IsZero(), Moved: moved}
 	for i, o := range offers {
 		h := o.log.Head()
-		out.Feeds = append(out.Feeds, readyFeed{o.name, o.seller, filepath.Join(cfg.Storage.Path, logsName, cfg.Feeds[i].Name), h.First, h.Length})
+		out.Feeds = append(out.Feeds, readyFeed{o.name, o.seller, filepath.Join(cfg.Storage.Path, logsName, cfg.Feeds[i].Name), o.tcp, h.First, h.Length})
 	}
 	return json.NewEncoder(p.stdout).Encode(out)
 }

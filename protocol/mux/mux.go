@@ -91,19 +91,20 @@ type Mux struct {
 	cfg    Config
 	wake   chan struct{} // capacity 1: the writer has something to look at
 
-	mu       sync.Mutex
-	released sync.Cond  // on mu: fewer early messages, or the end
-	locals   []*Channel // by local id - 1; guarded by mu, like all below
-	free     []uint64   // local ids to be used again, last first
-	remotes  []*remote  // by remote id - 1
-	held     []*remote  // opened by the other side alone, in order
-	waiting  []*Channel // opened by this side alone, in order
-	paired   []*Channel // opened by both, Opened not yet called
-	early    int        // cost of the early messages
-	queue    Batch
-	hold     time.Time // producers are not asked before
-	turn     int       // whose turn it is to produce
-	err      error     // why it ended
+	mu        sync.Mutex
+	released  sync.Cond  // on mu: fewer early messages, or the end
+	locals    []*Channel // by local id - 1; guarded by mu, like all below
+	free      []uint64   // local ids to be used again, last first
+	remotes   []*remote  // by remote id - 1
+	held      []*remote  // opened by the other side alone, in order
+	waiting   []*Channel // opened by this side alone, in order
+	paired    []*Channel // opened by both, Opened not yet called
+	early     int        // cost of the early messages
+	queue     Batch
+	hold      time.Time // producers are not asked before
+	turn      int       // whose turn it is to produce
+	err       error     // why it ended
+	finishing bool      // it ends when the queue is written
 
 	calls sync.Mutex // held while a handler is called
 }
@@ -162,6 +163,15 @@ func (m *Mux) Run() error {
 
 // Close ends the connection; Run returns.
 func (m *Mux) Close() { m.fail(ErrClosed) }
+
+// Finish ends the connection when what is queued was written; producers are not
+// asked any more.
+func (m *Mux) Finish() {
+	m.mu.Lock()
+	m.finishing = true
+	m.mu.Unlock()
+	m.signal()
+}
 
 // Fail ends the connection with an error, which Run returns.
 func (m *Mux) Fail(err error) { m.fail(err) }

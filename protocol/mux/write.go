@@ -76,13 +76,18 @@ func (w *writer) round() (time.Time, error) {
 	w.b.reset()
 	w.b, m.queue = m.queue, w.b
 	now := time.Now()
-	hold := m.hold
+	hold, finishing := m.hold, m.finishing
 	m.mu.Unlock()
+	if finishing && w.b.n == 0 {
+		return time.Time{}, ErrClosed
+	}
 	var next time.Time
 	full := false
-	if hold.After(now) {
+	switch {
+	case finishing:
+	case hold.After(now):
 		next = hold
-	} else {
+	default:
 		w.measure()
 		next, full = w.produce(now)
 	}

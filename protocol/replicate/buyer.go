@@ -34,6 +34,7 @@ type Kept struct {
 type Part struct {
 	First uint64
 	Roots []merkle.Node
+	Bytes uint64 // in its blocks
 }
 
 // Store keeps the newest blocks that were delivered, so that they can be
@@ -318,10 +319,12 @@ func (b *Buyer) skip(to uint64) error {
 	return b.cfg.Sink.Gap(from, to)
 }
 
-// The tail: at least tailSize bytes of blocks, in parts of partSize.
+// The tail: at least tailSize bytes of blocks, in parts of partSize, of which
+// there are more only if the process was restarted often.
 const (
 	tailSize = 4 << 20
 	partSize = 512 << 10
+	maxParts = 64
 )
 
 // keep adds a block to the tail. roots are those of the log before it, if they
@@ -349,10 +352,7 @@ func (b *Buyer) keepIn(st Store, i uint64, value []byte, roots []merkle.Node, kn
 		if err := st.Begin(i); err != nil {
 			return err
 		}
-		extra := max(0, len(parts)-tailSize/partSize)
-		if b.gap {
-			extra = len(parts)
-		}
+		extra := b.spare(parts)
 		parts = append(slices.Delete(parts, 0, extra), Part{First: i, Roots: roots})
 		if extra > 0 {
 			if err := st.Drop(parts[0].First); err != nil {
@@ -362,5 +362,22 @@ func (b *Buyer) keepIn(st Store, i uint64, value []byte, roots []merkle.Node, kn
 		b.k.Parts, b.part, b.gap = parts, 0, false
 	}
 	b.part += len(value)
+	b.k.Parts[len(b.k.Parts)-1].Bytes += uint64(len(value))
 	return st.Append(i, value)
+}
+
+// spare returns how many of the oldest parts are not needed any more. mu is held.
+func (b *Buyer) spare(parts []Part) (n int) {
+	if b.gap {
+		return len(parts)
+	}
+	total := uint64(0)
+	for _, p := range parts {
+		total += p.Bytes
+	}
+	for n < len(parts) && (total-parts[n].Bytes >= tailSize || len(parts)-n > maxParts) {
+		total -= parts[n].Bytes
+		n++
+	}
+	return n
 }

@@ -324,6 +324,10 @@ func (o *Offer) SellerKey() ed25519.PublicKey {
 	return o.seller.Public().(ed25519.PublicKey)
 }
 
+// Seller returns the offer's private key, with which it is met on the network;
+// nil if the vault was moved.
+func (o *Offer) Seller() ed25519.PrivateKey { return o.seller }
+
 // FeedSeed returns the Ed25519 seed of the feed of a sale.
 func (o *Offer) FeedSeed(buyer [32]byte, generation uint64) ([32]byte, error) {
 	return o.v.derive([]byte("dazaar feed seed\n"), o.SellerKey(), buyer[:], binary.LittleEndian.AppendUint64(nil, generation))

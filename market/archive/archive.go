@@ -1,0 +1,485 @@
+// Package archive is the directory in which a buyer keeps what it must not forget
+// of a feed: who it is, the newest head with its signature, how far its output
+// is, and the newest blocks, to return them to a seller that lost them.
+//
+// # Files
+//
+//	buyer.key    the seed of the buyer's key in hex, mode of a secret
+//	state.json   everything else but blocks, replaced as a whole
+//	tail-N       a part of the tail, from block N on: each block as LE32 length,
+//	             LE32 CRC32C, bytes
+//
+// The tail is synced before the state that speaks of it; what is behind is cut
+// when it is opened.
+package archive
+
+import (
+	"crypto/ed25519"
+	"crypto/rand"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"io/fs"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	"dazaar-edge/feed/merkle"
+	"dazaar-edge/protocol/replicate"
+	"dazaar-edge/storage/durable"
+)
+
+// Names in the directory.
+const (
+	lockName  = "LOCK"
+	keyName   = "buyer.key"
+	stateName = "state.json"
+	tailName  = "tail-"
+)
+
+// ErrCorrupt says that the directory is not as it was written. Removing it
+// begins anew, as a new buyer.
+var ErrCorrupt = errors.New("archive: damaged")
+
+// State is what is kept besides blocks and the key.
+type State struct {
+	// Feed is the feed's key, Generation its number.
+	Feed       merkle.Hash
+	Generation uint64
+	Kept       replicate.Kept
+	// Output is how far the output is that belongs to Kept.Cursor.
+	Output int64
+}
+
+// Archive is an open directory. Save may be called while other methods run;
+// these are called one at a time.
+type Archive struct {
+	fsys  durable.FS
+	dir   string
+	lock  io.Closer
+	key   ed25519.PrivateKey
+	state *State
+	parts []*part // oldest first
+}
+
+// part is a file of the tail.
+type part struct {
+	name    string
+	file    durable.File
+	first   uint64
+	offsets []uint32 // where each block's record begins
+	size    int64    // with what is in buf
+	buf     []byte   // not yet written
+	dirty   bool     // written and not yet synced
+}
+
+const headSize = 8
+
+// Open opens the directory, and makes it and a new key if need be. It fails with
+// durable.ErrLocked while another process has it open.
+func Open(fsys durable.FS, dir string) (a *Archive, err error) {
+	if err := fsys.Mkdir(dir); err != nil {
+		return nil, err
+	}
+	a = &Archive{fsys: fsys, dir: dir}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, a.Close())
+		}
+	}()
+	if a.lock, err = fsys.Lock(path.Join(dir, lockName)); err != nil {
+		return a, err
+	}
+	if err := a.loadKey(); err != nil {
+		return a, err
+	}
+	if err := a.loadState(); err != nil {
+		return a, err
+	}
+	return a, a.openTail()
+}
+
+func (a *Archive) loadKey() error {
+	name := path.Join(a.dir, keyName)
+	b, err := durable.ReadFile(a.fsys, name, 1024)
+	if errors.Is(err, fs.ErrNotExist) {
+		_, a.key, err = ed25519.GenerateKey(rand.Reader)
+		if err != nil {
+			return err
+		}
+		return durable.WriteFile(a.fsys, name, []byte(hex.EncodeToString(a.key.Seed())+"\n"))
+	} else if err != nil {
+		return err
+	}
+	seed, err := hex.DecodeString(strings.TrimSpace(string(b)))
+	if err != nil || len(seed) != ed25519.SeedSize {
+		return fmt.Errorf("%w: %s is no key", ErrCorrupt, name)
+	}
+	a.key = ed25519.NewKeyFromSeed(seed)
+	return nil
+}
+
+// Key returns the buyer's key.
+func (a *Archive) Key() ed25519.PrivateKey { return a.key }
+
+// State returns what was saved last, nil if nothing was.
+func (a *Archive) State() *State { return a.state }
+
+// Close closes the directory. What was not saved is forgotten.
+func (a *Archive) Close() (err error) {
+	for _, p := range a.parts {
+		err = errors.Join(err, p.file.Close())
+	}
+	a.parts = nil
+	if a.lock != nil {
+		err = errors.Join(err, a.lock.Close())
+	}
+	return err
+}
+
+// file is state.json. Numbers above 2^53 do not occur in it.
+type file struct {
+	Version    int        `json:"version"`
+	Feed       string     `json:"feed"`
+	Generation uint64     `json:"generation"`
+	Manifest   string     `json:"manifest,omitempty"`
+	Fork       uint64     `json:"fork"`
+	Length     uint64     `json:"length"`
+	TreeHash   string     `json:"treeHash,omitempty"`
+	Roots      []string   `json:"roots,omitempty"`
+	Signature  string     `json:"signature,omitempty"`
+	Cursor     *uint64    `json:"cursor"` // null: from the end
+	Left       []string   `json:"left,omitempty"`
+	Right      []string   `json:"right,omitempty"`
+	Parts      []filePart `json:"parts,omitempty"`
+	Output     int64      `json:"output"`
+}
+
+type filePart struct {
+	First uint64   `json:"first"`
+	Bytes uint64   `json:"bytes"`
+	Roots []string `json:"roots,omitempty"`
+}
+
+func hexNodes(nodes []merkle.Node) (out []string) {
+	for _, n := range nodes {
+		out = append(out, hex.EncodeToString(merkle.AppendNode(nil, n)))
+	}
+	return out
+}
+
+func parseNodes(list []string) (out []merkle.Node, err error) {
+	for _, s := range list {
+		b, err := hex.DecodeString(s)
+		if err != nil {
+			return nil, err
+		}
+		n, _, err := merkle.ParseNode(b)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, n)
+	}
+	return out, nil
+}
+
+// maxState bounds state.json: some 500 nodes.
+const maxState = 4 << 20
+
+func (a *Archive) loadState() error {
+	b, err := durable.ReadFile(a.fsys, path.Join(a.dir, stateName), maxState)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	var f file
+	if err := json.Unmarshal(b, &f); err != nil {
+		return fmt.Errorf("%w: %s: %w", ErrCorrupt, stateName, err)
+	}
+	if f.Version != 1 {
+		return fmt.Errorf("%w: %s", durable.ErrNewer, stateName)
+	}
+	st, err := f.state()
+	if err != nil {
+		return fmt.Errorf("%w: %s: %w", ErrCorrupt, stateName, err)
+	}
+	a.state = st
+	return nil
+}
+
+func (f *file) state() (*State, error) {
+	st := &State{Generation: f.Generation, Output: f.Output}
+	k := &st.Kept
+	k.Cursor = replicate.FromEnd
+	if f.Cursor != nil {
+		k.Cursor = *f.Cursor
+	}
+	k.Head.Fork, k.Head.Length = f.Fork, f.Length
+	feed, err := hex.DecodeString(f.Feed)
+	if err != nil || len(feed) != merkle.HashSize {
+		return nil, errors.New("feed")
+	}
+	st.Feed = merkle.Hash(feed)
+	if f.TreeHash != "" {
+		h, err := hex.DecodeString(f.TreeHash)
+		if err != nil || len(h) != merkle.HashSize {
+			return nil, errors.New("treeHash")
+		}
+		k.Head.TreeHash = merkle.Hash(h)
+	}
+	if f.Manifest != "" {
+		b, err := hex.DecodeString(f.Manifest)
+		if err != nil {
+			return nil, err
+		}
+		if k.Manifest, _, err = merkle.ParseManifest(b); err != nil {
+			return nil, err
+		}
+	}
+	if k.Signature, err = hex.DecodeString(f.Signature); err != nil {
+		return nil, err
+	}
+	for _, l := range []struct {
+		to   *[]merkle.Node
+		from []string
+	}{{&k.Roots, f.Roots}, {&k.Left, f.Left}, {&k.Right, f.Right}} {
+		if *l.to, err = parseNodes(l.from); err != nil {
+			return nil, err
+		}
+	}
+	for _, p := range f.Parts {
+		roots, err := parseNodes(p.Roots)
+		if err != nil {
+			return nil, err
+		}
+		k.Parts = append(k.Parts, replicate.Part{First: p.First, Roots: roots, Bytes: p.Bytes})
+	}
+	return st, nil
+}
+
+// Save makes the state durable, after the tail that it speaks of.
+func (a *Archive) Save(st State) error {
+	k := &st.Kept
+	f := file{
+		Version: 1, Feed: hex.EncodeToString(st.Feed[:]), Generation: st.Generation, Fork: k.Head.Fork, Length: k.Head.Length,
+		Roots: hexNodes(k.Roots), Signature: hex.EncodeToString(k.Signature), Left: hexNodes(k.Left), Right: hexNodes(k.Right), Output: st.Output,
+	}
+	if k.Head.Length > 0 {
+		f.TreeHash = hex.EncodeToString(k.Head.TreeHash[:])
+	}
+	if k.Manifest != nil {
+		f.Manifest = hex.EncodeToString(k.Manifest.Append(nil))
+	}
+	if k.Cursor != replicate.FromEnd {
+		f.Cursor = &k.Cursor
+	}
+	for _, p := range k.Parts {
+		f.Parts = append(f.Parts, filePart{p.First, p.Bytes, hexNodes(p.Roots)})
+	}
+	b, err := json.MarshalIndent(f, "", " ")
+	if err != nil {
+		return err
+	}
+	return durable.WriteFile(a.fsys, path.Join(a.dir, stateName), append(b, '\n'))
+}
+
+var table = crc32.MakeTable(crc32.Castagnoli)
+
+// openTail reads the parts that the state speaks of and removes the others.
+func (a *Archive) openTail() error {
+	names, err := a.fsys.ReadDir(a.dir)
+	if err != nil {
+		return err
+	}
+	keep := map[string]bool{}
+	if a.state != nil {
+		for _, p := range a.state.Kept.Parts {
+			keep[partName(p.First)] = true
+		}
+	}
+	for _, name := range names {
+		if !strings.HasPrefix(name, tailName) {
+			continue
+		}
+		if !keep[name] {
+			if err := a.fsys.Remove(path.Join(a.dir, name)); err != nil {
+				return err
+			}
+		}
+	}
+	if a.state == nil {
+		return nil
+	}
+	k := &a.state.Kept
+	for i, p := range k.Parts {
+		end := k.Cursor
+		if i+1 < len(k.Parts) {
+			end = k.Parts[i+1].First
+		}
+		if err := a.openPart(p.First, end); err != nil {
+			// Without its blocks a tail is of no use; the feed goes on.
+			for _, p := range a.parts {
+				p.file.Close() //nolint:errcheck // nothing was written
+			}
+			a.parts, k.Parts = nil, nil
+			return nil
+		}
+	}
+	return nil
+}
+
+func partName(first uint64) string { return tailName + strconv.FormatUint(first, 10) }
+
+// openPart reads the blocks [first, end).
+func (a *Archive) openPart(first, end uint64) error {
+	p := &part{name: path.Join(a.dir, partName(first)), first: first}
+	var err error
+	if p.file, err = a.fsys.Open(p.name); err != nil {
+		return err
+	}
+	a.parts = append(a.parts, p)
+	for i := first; i < end; i++ {
+		data, err := p.read(p.size)
+		if err != nil {
+			return err
+		}
+		p.offsets = append(p.offsets, uint32(p.size))
+		p.size += headSize + int64(len(data))
+	}
+	return nil
+}
+
+// maxBlock bounds a record.
+const maxBlock = 16 << 20
+
+// read returns the block whose record is at this place.
+func (p *part) read(at int64) ([]byte, error) {
+	var head [headSize]byte
+	if _, err := p.file.ReadAt(head[:], at); err != nil {
+		return nil, err
+	}
+	n := binary.LittleEndian.Uint32(head[:])
+	if n > maxBlock {
+		return nil, ErrCorrupt
+	}
+	data := make([]byte, n)
+	if _, err := p.file.ReadAt(data, at+headSize); err != nil && !(err == io.EOF && n == 0) {
+		return nil, err
+	}
+	if crc32.Checksum(data, table) != binary.LittleEndian.Uint32(head[4:]) {
+		return nil, fmt.Errorf("%w: %s at %d", ErrCorrupt, p.name, at)
+	}
+	return data, nil
+}
+
+// bufferSize is how much of a part waits in memory.
+const bufferSize = 64 << 10
+
+// flush writes what waits.
+func (p *part) flush() error {
+	if len(p.buf) == 0 {
+		return nil
+	}
+	_, err := p.file.WriteAt(p.buf, p.size-int64(len(p.buf)))
+	p.dirty = true
+	p.buf = p.buf[:0]
+	return err
+}
+
+// Begin implements replicate.Store.
+func (a *Archive) Begin(i uint64) error {
+	for n := len(a.parts); n > 0 && a.parts[n-1].first >= i; n-- {
+		p := a.parts[n-1]
+		a.parts = a.parts[:n-1]
+		if err := errors.Join(p.file.Close(), a.fsys.Remove(p.name)); err != nil {
+			return err
+		}
+	}
+	if n := len(a.parts); n > 0 {
+		p := a.parts[n-1]
+		if err := p.flush(); err != nil {
+			return err
+		}
+		p.buf = nil
+		if k := i - p.first; k < uint64(len(p.offsets)) {
+			p.size, p.offsets = int64(p.offsets[k]), p.offsets[:k]
+		}
+	}
+	p := &part{name: path.Join(a.dir, partName(i)), first: i}
+	var err error
+	if p.file, err = a.fsys.Create(p.name); err != nil {
+		return err
+	}
+	a.parts = append(a.parts, p)
+	return nil
+}
+
+// Append implements replicate.Store.
+func (a *Archive) Append(i uint64, data []byte) error {
+	if len(a.parts) == 0 {
+		return fmt.Errorf("archive: block %d: no part was begun", i)
+	}
+	p := a.parts[len(a.parts)-1]
+	if i != p.first+uint64(len(p.offsets)) {
+		return fmt.Errorf("archive: block %d does not follow", i)
+	}
+	p.offsets = append(p.offsets, uint32(p.size))
+	p.buf = binary.LittleEndian.AppendUint32(p.buf, uint32(len(data)))
+	p.buf = binary.LittleEndian.AppendUint32(p.buf, crc32.Checksum(data, table))
+	p.buf = append(p.buf, data...)
+	p.size += headSize + int64(len(data))
+	if len(p.buf) >= bufferSize {
+		return p.flush()
+	}
+	return nil
+}
+
+// Block implements replicate.Store.
+func (a *Archive) Block(i uint64) ([]byte, error) {
+	for _, p := range slices.Backward(a.parts) {
+		if i < p.first {
+			continue
+		}
+		if k := i - p.first; k < uint64(len(p.offsets)) {
+			if err := p.flush(); err != nil {
+				return nil, err
+			}
+			return p.read(int64(p.offsets[k]))
+		}
+		break
+	}
+	return nil, fmt.Errorf("archive: block %d is not there", i)
+}
+
+// Drop implements replicate.Store.
+func (a *Archive) Drop(i uint64) (err error) {
+	for len(a.parts) > 1 && a.parts[0].first < i {
+		p := a.parts[0]
+		a.parts = slices.Delete(a.parts, 0, 1)
+		err = errors.Join(err, p.file.Close(), a.fsys.Remove(p.name))
+	}
+	return err
+}
+
+// Sync makes the tail durable.
+func (a *Archive) Sync() error {
+	for _, p := range a.parts {
+		if err := p.flush(); err != nil {
+			return err
+		}
+		if !p.dirty {
+			continue
+		}
+		if err := p.file.Datasync(); err != nil {
+			return err
+		}
+		p.dirty = false
+	}
+	return a.fsys.SyncDir(a.dir)
+}

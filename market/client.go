@@ -1,0 +1,328 @@
+package market
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"dazaar-edge/feed/merkle"
+	"dazaar-edge/market/archive"
+	"dazaar-edge/protocol/dazaar"
+	"dazaar-edge/protocol/mux"
+	"dazaar-edge/protocol/noise"
+	"dazaar-edge/protocol/replicate"
+	"dazaar-edge/protocol/secretstream"
+)
+
+// Errors of a [Client].
+var (
+	// ErrUnreachable says that nobody who has the seller's key answers.
+	ErrUnreachable = errors.New("market: the seller cannot be reached")
+	// ErrRefused says that the seller does not sell, or no longer.
+	ErrRefused = errors.New("market: refused by the seller")
+	// ErrOutput says that the output or the archive takes no more.
+	ErrOutput = errors.New("market: output")
+)
+
+// Output receives what a client verified. Its methods are called one at a time.
+type Output interface {
+	replicate.Sink
+	// Sync makes durable what it received and returns how far it is.
+	Sync() (int64, error)
+	// Resume goes on where it was when Sync returned at; 0 is the beginning.
+	Resume(at int64) error
+}
+
+// ClientConfig says what to buy. Seller, Address, Archive and Output are
+// required.
+type ClientConfig struct {
+	Seller  [32]byte
+	Address string // TCP, host:port
+	Archive *archive.Archive
+	Output  Output
+	// From is the first block that is wanted, if nothing was had yet; it may be
+	// replicate.FromEnd.
+	From uint64
+	// Follow goes on with what is appended, and when the connection breaks.
+	Follow bool
+	Agent  string
+	Log    *slog.Logger // nil discards
+}
+
+// Waits between attempts to reach a seller.
+const (
+	firstRetry = 500 * time.Millisecond
+	lastRetry  = 30 * time.Second
+)
+
+// saveEvery is how often a client saves what it has.
+const saveEvery = time.Second
+
+// maxFeedMessage is the longest message that a feed's seller may send: a block
+// of 1 MiB with its proof, or what stock peers put into one batch.
+const maxFeedMessage = 2 << 20
+
+// Client follows one feed of an offer. Use NewClient and Run.
+type Client struct {
+	cfg ClientConfig
+	log *slog.Logger
+
+	mu     sync.Mutex
+	buyer  *replicate.Buyer // nil until the feed is known; guarded by mu, like all below
+	feed   dazaar.OneTimeFeed
+	valid  *dazaar.Valid // what the seller said last
+	wanted uint64        // where one who does not follow is done
+	why    error         // what the seller said, or what is wrong
+}
+
+// NewClient returns a client.
+func NewClient(cfg ClientConfig) (*Client, error) {
+	c := &Client{cfg: cfg, log: cfg.Log}
+	if c.log == nil {
+		c.log = slog.New(slog.DiscardHandler)
+	}
+	st := cfg.Archive.State()
+	if st == nil {
+		return c, cfg.Output.Resume(0)
+	}
+	if err := cfg.Output.Resume(st.Output); err != nil {
+		return nil, err
+	}
+	c.feed = dazaar.OneTimeFeed{Key: st.Feed, Generation: st.Generation}
+	return c, c.begin(&st.Kept)
+}
+
+// begin makes the buyer of the feed. mu is held, or nobody else has the client.
+func (c *Client) begin(kept *replicate.Kept) (err error) {
+	c.buyer, err = replicate.NewBuyer(replicate.BuyerConfig{
+		Key: c.feed.Key, From: c.cfg.From, Kept: kept, Store: c.cfg.Archive, Sink: sink{c.cfg.Output}, Log: c.log,
+	})
+	return err
+}
+
+// Run connects, and follows the feed until ctx ends, or, without Follow, until
+// it has what there was at the first contact. Errors wrap ErrUnreachable or
+// ErrRefused, or those of package replicate if what came does not verify.
+func (c *Client) Run(ctx context.Context) (err error) {
+	defer func() { err = errors.Join(err, c.save()) }()
+	wait := firstRetry
+	for {
+		begun := time.Now()
+		err := c.connect(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err == nil || !c.cfg.Follow || fatal(err) {
+			return err
+		}
+		if time.Since(begun) > lastRetry {
+			wait = firstRetry
+		}
+		c.log.Warn("connection lost; trying again", "in", wait, "error", err)
+		select {
+		case <-time.After(wait/2 + rand.N(wait/2)):
+		case <-ctx.Done():
+			return nil
+		}
+		wait = min(2*wait, lastRetry)
+	}
+}
+
+// fatal tells whether trying again is of no use.
+func fatal(err error) bool {
+	var conflict *replicate.ConflictError
+	return errors.As(err, &conflict) || errors.Is(err, ErrOutput) || errors.Is(err, replicate.ErrInvalid) ||
+		errors.Is(err, dazaar.ErrSignature) || errors.Is(err, ErrRefused) || errors.Is(err, secretstream.ErrIdentity)
+}
+
+// connect follows the feed on one connection.
+func (c *Client) connect(ctx context.Context) error {
+	conn, err := secretstream.Dial(ctx, c.cfg.Address, secretstream.Config{
+		Pattern: noise.XX, Static: c.cfg.Archive.Key(), Remote: c.cfg.Seller, MaxMessage: maxFeedMessage,
+	})
+	if errors.Is(err, secretstream.ErrIdentity) {
+		return fmt.Errorf("%w: at %s is another offer than the one that is wanted", err, c.cfg.Address)
+	} else if err != nil {
+		return fmt.Errorf("%w: %w", ErrUnreachable, err)
+	}
+	v := &visit{c: c, conn: conn, done: make(chan struct{})}
+	v.mux = mux.New(conn, mux.Config{Accept: v.accept, MaxChannels: 8})
+	if v.ch, err = dazaar.Open(v.mux, c.cfg.Seller, c.cfg.Agent, (*visitor)(v)); err != nil {
+		conn.Close()
+		return err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- v.mux.Run() }()
+	tick := time.NewTicker(saveEvery)
+	defer tick.Stop()
+	poll := time.NewTicker(10 * time.Millisecond)
+	defer poll.Stop()
+	for {
+		select {
+		case err := <-ended:
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			if c.why != nil {
+				err = c.why
+			}
+			return err
+		case <-ctx.Done():
+			v.mux.Close()
+			<-ended
+			return ctx.Err()
+		case <-tick.C:
+			if err := c.save(); err != nil {
+				v.mux.Close()
+				<-ended
+				return err
+			}
+		case <-poll.C:
+			if !c.cfg.Follow && c.complete() {
+				v.mux.Close()
+				<-ended
+				return nil
+			}
+		}
+	}
+}
+
+// sink is an Output whose errors are known as such.
+type sink struct{ out Output }
+
+func outputError(err error) error {
+	if err != nil {
+		err = fmt.Errorf("%w: %w", ErrOutput, err)
+	}
+	return err
+}
+
+func (s sink) Block(i uint64, data []byte) error { return outputError(s.out.Block(i, data)) }
+func (s sink) Gap(from, to uint64) error         { return outputError(s.out.Gap(from, to)) }
+func (s sink) Fork(fork, from uint64) error      { return outputError(s.out.Fork(fork, from)) }
+func (s sink) Head(h merkle.Head) error          { return outputError(s.out.Head(h)) }
+
+// complete tells whether everything came that there was at first.
+func (c *Client) complete() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.buyer == nil || c.valid == nil {
+		return false
+	}
+	_, cursor := c.buyer.Head()
+	return cursor >= c.wanted
+}
+
+// save makes durable what was received and says how far that is.
+func (c *Client) save() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.buyer == nil {
+		return nil
+	}
+	err := c.buyer.Checkpoint(func(k replicate.Kept) error {
+		at, err := c.cfg.Output.Sync()
+		if err != nil {
+			return err
+		}
+		if err := c.cfg.Archive.Sync(); err != nil {
+			return err
+		}
+		return c.cfg.Archive.Save(archive.State{Feed: c.feed.Key, Generation: c.feed.Generation, Kept: k, Output: at})
+	})
+	return outputError(err)
+}
+
+// visit is one connection with the seller.
+type visit struct {
+	c    *Client
+	conn *secretstream.Conn
+	mux  *mux.Mux
+	ch   *dazaar.Channel
+	done chan struct{}
+}
+
+// accept takes the feed's channel when the seller opens it.
+func (v *visit) accept(protocol string, id []byte) bool {
+	v.c.mu.Lock()
+	defer v.c.mu.Unlock()
+	if v.c.buyer == nil || protocol != replicate.Protocol {
+		return false
+	}
+	if want := merkle.DiscoveryKey(v.c.feed.Key); string(id) == string(want[:]) {
+		v.attach()
+	}
+	return false
+}
+
+// attach follows the feed here. The client's mu is held.
+func (v *visit) attach() error {
+	return v.c.buyer.Attach(replicate.Session{Mux: v.mux, HandshakeHash: v.conn.HandshakeHash(), Initiator: true})
+}
+
+// visitor is a visit as the dazaar channel sees it.
+type visitor visit
+
+// Opened implements dazaar.Handler.
+func (h *visitor) Opened(dazaar.Handshake) error { return nil }
+
+// SellerID implements dazaar.Handler.
+func (h *visitor) SellerID([32]byte) error { return nil }
+
+// OneTimeFeed implements dazaar.Handler: it follows the feed.
+func (h *visitor) OneTimeFeed(f dazaar.OneTimeFeed) error {
+	v, c := (*visit)(h), h.c
+	if err := f.Verify(c.cfg.Seller, [32]byte(c.cfg.Archive.Key()[32:])); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.buyer == nil || f.Key != c.feed.Key {
+		if c.buyer != nil {
+			if f.Generation <= c.feed.Generation {
+				return fmt.Errorf("%w: generation %d after %d", replicate.ErrInvalid, f.Generation, c.feed.Generation)
+			}
+			// The same blocks under another key: what was had need not come
+			// again.
+			_, cursor := c.buyer.Head()
+			c.buyer.Detach()
+			c.log.Warn("the seller began a new feed", "generation", f.Generation, "from", cursor)
+			c.cfg.From = cursor
+		}
+		c.feed = f
+		if err := c.begin(nil); err != nil {
+			return err
+		}
+	}
+	return v.attach()
+}
+
+// Valid implements dazaar.Handler.
+func (h *visitor) Valid(x dazaar.Valid) error {
+	h.c.mu.Lock()
+	defer h.c.mu.Unlock()
+	if h.c.valid == nil {
+		h.c.wanted = x.Length
+	}
+	h.c.valid = &x
+	return nil
+}
+
+// Invalid implements dazaar.Handler.
+func (h *visitor) Invalid(x dazaar.Invalid) error {
+	h.c.mu.Lock()
+	defer h.c.mu.Unlock()
+	switch x.Code {
+	case dazaar.CodeBusy, dazaar.CodeClosing:
+		h.c.log.Info("the seller says", "code", x.Code, "error", x.Error)
+		return nil // it is worth trying again
+	}
+	h.c.why = fmt.Errorf("%w: %s: %q", ErrRefused, x.Code, x.Error)
+	return h.c.why
+}
+
+// Closed implements dazaar.Handler.
+func (h *visitor) Closed(error) {}
