@@ -88,7 +88,7 @@ func (s *session) accept(protocol string, id []byte) bool {
 func (s *session) sell() {
 	x, err := replicate.NewSeller(replicate.SellerConfig{
 		Session: replicate.Session{Mux: s.mux, HandshakeHash: s.conn.HandshakeHash(), Initiator: s.conn.Initiator()},
-		Feed:    s.feed, Uplink: s.o.cfg.Uplink, Ended: s.ended, Log: s.o.log,
+		Feed:    s.feed, Blocks: s.feed.Reader(), Uplink: s.o.cfg.Uplink, Ended: s.ended, Log: s.o.log,
 	})
 	if err != nil {
 		s.o.log.Debug("a feed's channel cannot be opened", "error", err)

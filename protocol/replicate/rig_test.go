@@ -119,6 +119,18 @@ func (m *memory) Node(x uint64) (merkle.Node, error) {
 	return m.node(x)
 }
 
+// blocks reads one block after the other by its proof.
+type blocks struct{ m *memory }
+
+func (blocks) Release() {}
+func (b blocks) Read(i, levels uint64) ([]byte, []merkle.Node, error) {
+	p, _, err := b.m.Proof(merkle.Request{Block: &merkle.NodeRequest{Index: i, Nodes: levels}})
+	if err != nil {
+		return nil, nil, err
+	}
+	return p.Block.Value, p.Block.Nodes, nil
+}
+
 type reader struct{ m *memory }
 
 func (r reader) Node(x uint64) (merkle.Node, error) { return r.m.node(x) }
@@ -339,7 +351,7 @@ func connect(t testing.TB, s sale) *link {
 	share := up.Share(s.rate)
 	var session Session
 	l.ma = mux.New(l.a, mux.Config{Window: share.Window(), Pace: share, Accept: func(string, []byte) bool {
-		cfg := SellerConfig{Session: session, Feed: s.feed, Uplink: up, Log: testLog(), Ended: func(err error) { l.ended <- err }}
+		cfg := SellerConfig{Session: session, Feed: s.feed, Blocks: blocks{s.feed}, Uplink: up, Log: testLog(), Ended: func(err error) { l.ended <- err }}
 		if s.config != nil {
 			s.config(&cfg)
 		}

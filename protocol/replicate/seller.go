@@ -38,6 +38,17 @@ type Feed interface {
 	Recover(index, fork uint64, data []byte) error
 }
 
+// Blocks reads the blocks of a feed with the nodes that prove them: the siblings
+// on the lowest levels of a block's path. It is used by one goroutine at a time
+// and should be fast for blocks in order.
+type Blocks interface {
+	// Read returns block i and its path, both valid until the next call.
+	// Errors are those of Feed.Proof.
+	Read(i, levels uint64) ([]byte, []merkle.Node, error)
+	// Release gives back memory while there is nothing to read.
+	Release()
+}
+
 // Meter passes each block before it is framed. Its methods are called one at a
 // time, with the seller's lock held.
 type Meter interface {
@@ -46,10 +57,12 @@ type Meter interface {
 	Admit(index uint64, size int) bool
 }
 
-// SellerConfig says what to sell. Feed and Session are required.
+// SellerConfig says what to sell. Session, Feed and Blocks are required.
 type SellerConfig struct {
 	Session Session
 	Feed    Feed
+	// Blocks reads the feed's blocks, for this seller alone.
+	Blocks Blocks
 	// First and Length are the window [First, Length) of blocks that are
 	// announced and served; Length 0 is all there will be.
 	First, Length uint64
@@ -96,6 +109,10 @@ type Seller struct {
 	greeted   bool  // it was told where the log stands
 	settling  *settling
 	requests  queue
+	blocks    Blocks
+	block     merkle.BlockPart // what blocks read last
+	data      Data             // with it
+	part      merkle.NodeRequest
 	built     *Data // the answer to the first request, which did not fit yet
 	paused    bool
 	first     uint64 // of the window
@@ -131,7 +148,7 @@ type bounds struct{ fork, first, length uint64 }
 func NewSeller(cfg SellerConfig) (*Seller, error) {
 	s := &Seller{
 		cfg: cfg, feed: cfg.Feed, key: cfg.Feed.Key(), up: cfg.Uplink, log: logger(cfg.Log),
-		paused: cfg.Paused, first: cfg.First, length: cfg.Length,
+		paused: cfg.Paused, first: cfg.First, length: cfg.Length, blocks: cfg.Blocks,
 	}
 	if s.up == nil {
 		s.up = &Uplink{}
@@ -438,18 +455,18 @@ func (s *Seller) available(b bounds, since uint64) Range {
 
 // onRequest parks a request until Produce answers it. mu is held.
 func (s *Seller) onRequest(b []byte) error {
-	r, _, err := ParseRequest(b)
-	if err != nil {
+	var flags, id uint64
+	if _, err := parseUints(b, &flags, &id); err != nil {
 		return bad("request", err)
 	}
 	if !s.heard { // a peer that asks without a word of where it stands
 		s.greet()
 	}
-	s.cancel(r.ID) // the newer one takes the place of an older one
+	s.cancel(id) // the newer one takes the place of an older one
 	if !s.requests.push(b) {
 		return fmt.Errorf("%w: more than %d", ErrFlood, s.requests.n)
 	}
-	s.seen.set(r.ID)
+	s.seen.set(id)
 	if !s.paused {
 		s.ch.Wake()
 	}

@@ -50,6 +50,9 @@ func (s *Seller) announce(b *mux.Batch, now time.Time) (next time.Time) {
 	idle := s.lastSync.Add(resync)
 	if s.syncNow || !idle.After(now) {
 		s.syncNow, s.lastSync = false, now
+		if s.requests.n == 0 {
+			s.blocks.Release()
+		}
 		b.End(s.sync().Append(b.Begin(typeSync, 32)), 0)
 		idle = now.Add(resync)
 	}
@@ -88,15 +91,26 @@ func (s *Seller) tell(b *mux.Batch, now time.Time) {
 
 // serve answers the first request. It tells whether to go on. mu is held.
 func (s *Seller) serve(b *mux.Batch) bool {
-	r, _, err := ParseRequest(s.requests.front())
-	if err != nil { // it was parsed before
-		s.requests.pop()
-		return true
+	var r Request
+	part, err := s.parse(&r)
+	if err != nil {
+		s.fail(bad("request", err))
+		return false
 	}
 	d := s.built
+	if d == nil && part != nil {
+		if value, path, err := s.blocks.Read(part.Index, part.Nodes); err == nil {
+			s.block = merkle.BlockPart{Index: part.Index, Value: value, Nodes: path}
+			s.data = Data{Request: r.ID, Fork: r.Fork, Proof: merkle.Proof{Block: &s.block}}
+			d = &s.data
+		}
+	}
 	if d == nil {
 		var reason uint64
 		var wait bool
+		if part != nil {
+			r.Block = &merkle.NodeRequest{Index: part.Index, Nodes: part.Nodes}
+		}
 		if d, reason, wait = s.answer(&r); wait {
 			return false
 		} else if d == nil {
@@ -131,6 +145,21 @@ func (s *Seller) serve(b *mux.Batch) bool {
 	}
 	b.End(d.Append(b.Begin(typeData, size)), charged)
 	return true
+}
+
+// parse reads the first request. One for a block and nothing else, as most are,
+// is returned as its part if it may be answered at once; then r is not filled
+// but for its ids. mu is held.
+func (s *Seller) parse(r *Request) (part *merkle.NodeRequest, err error) {
+	b := s.requests.front()
+	var flags uint64
+	p := &s.part
+	if _, err := parseUints(b, &flags, &r.ID, &r.Fork, &p.Index, &p.Nodes); err == nil && flags == merkle.FlagBlock &&
+		r.Fork == s.feed.Fork() && s.offered(p.Index) {
+		return p, nil
+	}
+	*r, _, err = ParseRequest(b)
+	return nil, err
 }
 
 // done takes the first request out. mu is held.

@@ -207,7 +207,7 @@ func (s *shop) serve(c *secretstream.Conn) {
 
 // sell opens a channel. mu is held.
 func (s *shop) sell(session replicate.Session, id merkle.Hash) {
-	cfg := replicate.SellerConfig{Session: session, Feed: s.feeds[id], Uplink: s.up}
+	cfg := replicate.SellerConfig{Session: session, Feed: s.feeds[id], Blocks: s.feeds[id].Reader(), Uplink: s.up}
 	if os.Getenv("EDGE_TEST_LOG") != "" {
 		cfg.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}

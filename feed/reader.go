@@ -1,0 +1,145 @@
+package feed
+
+import (
+	"fmt"
+
+	"dazaar-edge/feed/merkle"
+	"dazaar-edge/storage"
+)
+
+// Reader reads blocks with the nodes that prove them, and is fast when they are
+// read in order: it keeps one tile of blocks, with the tree over them, at a time.
+// It is not safe for concurrent use.
+type Reader struct {
+	l     *Log
+	first uint64 // block that the tile begins with
+	from  uint64 // blocks [from, to) are in data
+	to    uint64
+	data  []byte
+	ends  []uint32      // of each block in data
+	tree  []merkle.Node // by place in the tile; the index of those not there is none
+	path  []merkle.Node
+}
+
+// Reader returns a new Reader.
+func (f *Feed) Reader() *Reader { return &Reader{l: f.l} }
+
+// maxTile is how many bytes of blocks a tile may have.
+const maxTile = 16 << 10
+
+// Release gives back the memory of the tile.
+func (r *Reader) Release() { *r = Reader{l: r.l} }
+
+// Read returns block i and its siblings on the lowest levels of its path; both
+// are valid until the next call. Errors wrap [merkle.ErrRequest] for what cannot
+// be, and [merkle.ErrMissing] for what was dropped or damaged.
+func (r *Reader) Read(i, levels uint64) ([]byte, []merkle.Node, error) {
+	h := r.l.tree.published()
+	length := h.tree.Length()
+	if i >= length {
+		return nil, nil, fmt.Errorf("%w: block %d of %d", merkle.ErrRequest, i, length)
+	}
+	if i < r.from || i >= r.to {
+		if err := r.load(h, i); err != nil {
+			return nil, nil, missing(2*i, err)
+		}
+	}
+	r.path = r.path[:0]
+	x := 2 * i
+	for range levels {
+		s := merkle.Sibling(x)
+		if _, end := merkle.Span(merkle.Parent(x)); end > length {
+			return nil, nil, fmt.Errorf("%w: %d levels above block %d of %d", merkle.ErrRequest, levels, i, length)
+		}
+		n, ok := r.node(s)
+		if !ok {
+			var err error
+			if n, err = (nodeReader{r.l, h}).Node(s); err != nil {
+				return nil, nil, err
+			}
+		}
+		r.path = append(r.path, n)
+		x = merkle.Parent(x)
+	}
+	start := uint32(0)
+	if k := i - r.from; k > 0 {
+		start = r.ends[k-1]
+	}
+	return r.data[start:r.ends[i-r.from]], r.path, nil
+}
+
+// none is the index of no node.
+const none = ^uint64(0)
+
+// node returns a node of the tile.
+func (r *Reader) node(x uint64) (merkle.Node, bool) {
+	k := x - 2*r.first
+	if x < 2*r.first || k >= uint64(len(r.tree)) || r.tree[k].Index != x {
+		return merkle.Node{}, false
+	}
+	return r.tree[k], true
+}
+
+// load reads the tile of block i: as many blocks around it as fit into maxTile if
+// they are as large as it is.
+func (r *Reader) load(h head, i uint64) error {
+	r.to = 0
+	data, _, err := r.l.Get(i)
+	if err != nil {
+		return err
+	}
+	level := uint(leafLevels)
+	for level > 0 && (len(data)+leafOverhead)<<level > maxTile {
+		level--
+	}
+	for err = r.fill(h, i, level); err == nil && r.to <= i; {
+		err = r.fill(h, i, 0) // its neighbours are larger
+	}
+	return err
+}
+
+// leafOverhead is what a block costs in a tile besides its bytes.
+const leafOverhead = 64
+
+// fill reads the tile of this level; if it is too large, r.to tells how far.
+func (r *Reader) fill(h head, i uint64, level uint) error {
+	r.first = i >> level << level
+	r.from = max(r.first, r.l.st.First())
+	end := min(r.first+1<<level, h.tree.Length())
+	if cap(r.data) > 4*maxTile {
+		r.data = nil
+	}
+	r.data, r.ends = r.data[:0], r.ends[:0]
+	size := 2<<level - 1
+	if cap(r.tree) < size {
+		r.tree = make([]merkle.Node, size)
+	}
+	r.tree = r.tree[:size]
+	for k := range r.tree {
+		r.tree[k].Index = none
+	}
+	to := r.from
+	err := r.l.Range(r.from, end, func(k uint64, _ storage.Weight, data []byte) bool {
+		r.data = append(r.data, data...)
+		r.ends = append(r.ends, uint32(len(r.data)))
+		r.tree[2*(k-r.first)] = merkle.Leaf(k, data)
+		to = k + 1
+		return level == 0 || len(r.data) < 4*maxTile
+	})
+	if err != nil && to <= i {
+		return err
+	}
+	r.to = to
+	for up := uint(1); up <= level; up++ {
+		for k := 1<<up - 1; k < size; k += 2 << up {
+			x := 2*r.first + uint64(k)
+			left, right := merkle.Children(x)
+			a, ok := r.node(left)
+			b, okb := r.node(right)
+			if ok && okb {
+				r.tree[k] = merkle.Join(a, b)
+			}
+		}
+	}
+	return nil
+}
