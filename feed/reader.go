@@ -84,18 +84,32 @@ func (r *Reader) node(x uint64) (merkle.Node, bool) {
 // they are as large as it is.
 func (r *Reader) load(h head, i uint64) error {
 	r.to = 0
-	data, _, err := r.l.Get(i)
+	if cap(r.data) > 4*maxTile && len(r.data) < maxTile {
+		r.data = nil
+	}
+	err := r.l.Range(i, i+1, func(_ uint64, _ storage.Weight, data []byte) bool {
+		r.data = append(r.data[:0], data...)
+		return true
+	})
 	if err != nil {
 		return err
 	}
 	level := uint(leafLevels)
-	for level > 0 && (len(data)+leafOverhead)<<level > maxTile {
+	for level > 0 && (len(r.data)+leafOverhead)<<level > maxTile {
 		level--
 	}
-	for err = r.fill(h, i, level); err == nil && r.to <= i; {
-		err = r.fill(h, i, 0) // its neighbours are larger
+	if level > 0 {
+		whole := r.data
+		r.data = nil
+		if err := r.fill(h, i, level); err != nil || r.to > i {
+			return err
+		}
+		r.data = whole
 	}
-	return err
+	// It is large, or its neighbours are: alone, its tree is of no use.
+	r.first, r.from, r.to, r.tree = i, i, i+1, r.tree[:0]
+	r.ends = append(r.ends[:0], uint32(len(r.data)))
+	return nil
 }
 
 // leafOverhead is what a block costs in a tile besides its bytes.
@@ -106,9 +120,6 @@ func (r *Reader) fill(h head, i uint64, level uint) error {
 	r.first = i >> level << level
 	r.from = max(r.first, r.l.st.First())
 	end := min(r.first+1<<level, h.tree.Length())
-	if cap(r.data) > 4*maxTile {
-		r.data = nil
-	}
 	r.data, r.ends = r.data[:0], r.ends[:0]
 	size := 2<<level - 1
 	if cap(r.tree) < size {
@@ -124,7 +135,7 @@ func (r *Reader) fill(h head, i uint64, level uint) error {
 		r.ends = append(r.ends, uint32(len(r.data)))
 		r.tree[2*(k-r.first)] = merkle.Leaf(k, data)
 		to = k + 1
-		return level == 0 || len(r.data) < 4*maxTile
+		return len(r.data) < 4*maxTile
 	})
 	if err != nil && to <= i {
 		return err

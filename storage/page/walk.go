@@ -57,6 +57,9 @@ func Walk(src Source, from, last int, f Func) (cut bool, err error) {
 			block := next
 			next++
 			if len(data) < length {
+				if cap(scratch) < length {
+					scratch = make([]byte, 0, length)
+				}
 				scratch = append(scratch[:0], data...)
 				if scratch, cut, err = gather(src, n+1, last, length, scratch); cut || err != nil {
 					if e, ok := err.(*Error); ok {
