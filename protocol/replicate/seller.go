@@ -392,9 +392,10 @@ func (s *Seller) onSync(m Sync) {
 		s.tellAll()
 	case m.Fork == s.told.fork && was.Fork != m.Fork:
 		// It followed a raised fork. What a stock buyer was told before it cut
-		// its log it has forgotten, and is not told again by the same words.
+		// its log it has half forgotten; the same words again would tell it
+		// nothing, unless they are taken back first.
 		if s.told.first > 0 {
-			s.send(typeRange, Range{Drop: true, Length: s.told.first}.Append(nil))
+			s.send(typeRange, Range{Drop: true, Length: s.told.length}.Append(nil))
 		}
 		s.sendRange(s.available(s.told, 0))
 		s.sendSync()

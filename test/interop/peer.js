@@ -12,7 +12,7 @@ const os = require('os')
 const path = require('path')
 
 const dirs = []
-const s = { Hypercore, Corestore, SecretStream, Protomux, crypto, net, fs, path, errors: [], conflicts: 0 }
+const s = { require, Hypercore, Corestore, SecretStream, Protomux, crypto, net, fs, path, errors: [], conflicts: 0 }
 
 s.tmp = () => { const d = fs.mkdtempSync(path.join(os.tmpdir(), 'edge-interop-')); dirs.push(d); return d }
 s.sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms))

@@ -72,14 +72,15 @@ func (s *sales) SetEpoch(e feed.Epoch) error { s.epoch = e; return nil }
 
 // shop is a log on disk with a TCP address at which its feeds are to be had.
 type shop struct {
-	t     testing.TB
-	dir   string
-	sales *sales
-	log   *feed.Log
-	port  int
-	up    *replicate.Uplink
-	stop  chan struct{}
-	wg    sync.WaitGroup
+	t       testing.TB
+	dir     string
+	sales   *sales
+	log     *feed.Log
+	port    int
+	up      *replicate.Uplink
+	maxSize int64
+	stop    chan struct{}
+	wg      sync.WaitGroup
 
 	mu      sync.Mutex
 	feeds   map[merkle.Hash]*feed.Feed          // sold, by discovery key; guarded by mu, like all below
@@ -87,6 +88,7 @@ type shop struct {
 	config  func(c *replicate.SellerConfig)
 	conns   []*secretstream.Conn
 	rate    float64
+	session replicate.Session // of the newest connection
 }
 
 // newShop opens a log in dir, or in a new directory, and listens.
@@ -96,6 +98,7 @@ func newShop(t testing.TB, dir string, maxSize int64) *shop {
 		dir = t.TempDir()
 	}
 	s := &shop{t: t, dir: dir, sales: &sales{m: map[[32]byte]feed.SaleState{}}, up: &replicate.Uplink{Coalesce: time.Millisecond}}
+	s.maxSize = maxSize
 	s.open(maxSize)
 	t.Cleanup(s.close)
 	return s
@@ -199,6 +202,9 @@ func (s *shop) serve(c *secretstream.Conn) {
 		return false
 	}})
 	session = replicate.Session{Mux: m, HandshakeHash: c.HandshakeHash(), Initiator: c.Initiator()}
+	s.mu.Lock()
+	s.session = session
+	s.mu.Unlock()
 	err := m.Run()
 	if os.Getenv("EDGE_TEST_LOG") != "" {
 		s.t.Logf("connection ended: %v", err)
@@ -220,6 +226,35 @@ func (s *shop) sell(session replicate.Session, id merkle.Hash) {
 		return
 	}
 	s.sellers[id] = append(s.sellers[id], x)
+}
+
+// image copies the log's files, which must be whole: it is closed meanwhile.
+func (s *shop) image() string {
+	s.t.Helper()
+	s.closeNet()
+	if err := s.log.Close(); err != nil {
+		s.t.Fatal(err)
+	}
+	to := s.t.TempDir()
+	if err := os.CopyFS(to+"/log", os.DirFS(s.dir)); err != nil {
+		s.t.Fatal(err)
+	}
+	s.open(s.maxSize)
+	return to + "/log"
+}
+
+// restore goes back to an image, as after a power cut or from a backup.
+func (s *shop) restore(image string) {
+	s.t.Helper()
+	s.closeNet()
+	s.log.Abort()
+	if err := os.RemoveAll(s.dir); err != nil {
+		s.t.Fatal(err)
+	}
+	if err := os.CopyFS(s.dir, os.DirFS(image)); err != nil {
+		s.t.Fatal(err)
+	}
+	s.open(s.maxSize)
 }
 
 // rekey sells the log to a buyer and returns the feed's key in hex.
