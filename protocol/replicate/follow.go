@@ -126,10 +126,9 @@ func (u *upstream) followed() error {
 	b.k.Manifest, b.k.Head, b.k.Roots, b.k.Signature = f.manifest, *f.head, f.roots, f.sig
 	if b.begun {
 		b.walk.Reset(at, f.head.Length, f.roots)
+		b.walk.Trust(f.left)
 		if at < cursor {
-			if err := b.cut(at); err != nil {
-				return err
-			}
+			b.cut(at)
 		}
 	} else {
 		b.walk.Reset(f.head.Length, f.head.Length, f.roots)
@@ -150,11 +149,14 @@ func (u *upstream) followed() error {
 	return nil
 }
 
-// cut takes the tail back to before block i. mu is held.
-func (b *Buyer) cut(i uint64) error {
-	b.gap = true // what follows begins a part of its own
+// cut takes the tail back to before block i, where the walk is. mu is held.
+func (b *Buyer) cut(i uint64) {
 	for n := len(b.k.Parts); n > 0 && b.k.Parts[n-1].First >= i; n-- {
 		b.k.Parts = b.k.Parts[:n-1]
 	}
-	return nil
+	// What follows begins a part of its own.
+	b.part = partSize
+	if _, known := b.walk.Left(nil); !known {
+		b.gap = true
+	}
 }
