@@ -80,46 +80,49 @@ func (r *Reader) node(x uint64) (merkle.Node, bool) {
 	return r.tree[k], true
 }
 
-// load reads the tile of block i: as many blocks around it as fit into maxTile if
-// they are as large as it is.
+// load reads the tile of block i. Nodes above tiles are stored with the segment,
+// so a tile is the least that must be read to prove a block.
 func (r *Reader) load(h head, i uint64) error {
 	r.to = 0
-	if cap(r.data) > 4*maxTile && len(r.data) < maxTile {
-		r.data = nil
+	seg, err := r.l.st.SegmentAt(i)
+	if err != nil {
+		return err
 	}
-	err := r.l.Range(i, i+1, func(_ uint64, _ storage.Weight, data []byte) bool {
-		r.data = append(r.data[:0], data...)
+	level := h.tiles.low
+	if !seg.Open {
+		t, err := (nodeReader{r.l, h}).storedTiles(&seg)
+		if err != nil {
+			return err
+		}
+		level = t.low
+	}
+	if level = min(level, leafLevels); level > 0 {
+		if err := r.fill(h, i, level); err != nil || r.to > i {
+			return err
+		}
+	}
+	// It is large, or its neighbours are: alone, its tree is of no use.
+	r.data = r.data[:0]
+	err = r.l.Range(i, i+1, func(_ uint64, _ storage.Weight, data []byte) bool {
+		r.data = append(r.data, data...)
 		return true
 	})
 	if err != nil {
 		return err
 	}
-	level := uint(leafLevels)
-	for level > 0 && (len(r.data)+leafOverhead)<<level > maxTile {
-		level--
-	}
-	if level > 0 {
-		whole := r.data
-		r.data = nil
-		if err := r.fill(h, i, level); err != nil || r.to > i {
-			return err
-		}
-		r.data = whole
-	}
-	// It is large, or its neighbours are: alone, its tree is of no use.
 	r.first, r.from, r.to, r.tree = i, i, i+1, r.tree[:0]
 	r.ends = append(r.ends[:0], uint32(len(r.data)))
 	return nil
 }
-
-// leafOverhead is what a block costs in a tile besides its bytes.
-const leafOverhead = 64
 
 // fill reads the tile of this level; if it is too large, r.to tells how far.
 func (r *Reader) fill(h head, i uint64, level uint) error {
 	r.first = i >> level << level
 	r.from = max(r.first, r.l.st.First())
 	end := min(r.first+1<<level, h.tree.Length())
+	if cap(r.data) > 4*maxTile {
+		r.data = nil
+	}
 	r.data, r.ends = r.data[:0], r.ends[:0]
 	size := 2<<level - 1
 	if cap(r.tree) < size {

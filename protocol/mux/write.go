@@ -20,6 +20,9 @@ const (
 	lastWait  = 32 * time.Millisecond
 )
 
+// maxGather is how long messages are gathered for one frame.
+const maxGather = 300 * time.Microsecond
+
 // keptBuffer is how large a buffer an idle connection keeps.
 const keptBuffer = 512
 
@@ -162,8 +165,8 @@ func (w *writer) produce(now time.Time) (next time.Time, full bool) {
 			m.turn-- // it is still its turn
 		}
 		m.mu.Unlock()
-		if w.b.Full() {
-			return now, full
+		if w.b.Full() || time.Since(now) > maxGather {
+			return now, full // the other side has something to do meanwhile
 		}
 		if w.b.refused {
 			return time.Time{}, true

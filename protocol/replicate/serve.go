@@ -9,6 +9,9 @@ import (
 	"dazaar-edge/protocol/mux"
 )
 
+// maxGather is how long answers are gathered for one frame.
+const maxGather = 300 * time.Microsecond
+
 // Produce implements mux.Producer: it announces what is new and answers requests
 // while there is room.
 func (h *sellerHandler) Produce(b *mux.Batch) time.Time {
@@ -30,9 +33,12 @@ func (h *sellerHandler) Produce(b *mux.Batch) time.Time {
 		return time.Time{}
 	}
 	next := s.announce(b, now)
-	for !s.paused && !s.ended && s.requests.n > 0 && !b.Full() {
+	for n := 1; !s.paused && !s.ended && s.requests.n > 0 && !b.Full(); n++ {
 		if !s.serve(b) {
 			break
+		}
+		if n%4 == 0 && time.Since(now) > maxGather {
+			break // the peer has something to do meanwhile
 		}
 	}
 	return next

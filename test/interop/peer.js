@@ -53,6 +53,9 @@ s.core = async (dir, key, opts = {}) => {
 
 s.replicate = (core, stream) => core.replicate(stream, { live: true })
 
+// rss is the peak resident set in KiB.
+s.rss = () => Number(/VmHWM:\s*(\d+)/.exec(fs.readFileSync('/proc/self/status', 'utf8'))[1])
+
 s.block = (i, n) => { const b = Buffer.alloc(n); for (let j = 0; j < n; j++) b[j] = (i * 31 + j * 7 + (j >> 8)) & 0xff; return b }
 
 const AsyncFunction = Object.getPrototypeOf(async () => {}).constructor
