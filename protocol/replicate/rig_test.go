@@ -45,12 +45,7 @@ func key(b byte) ed25519.PrivateKey { return ed25519.NewKeyFromSeed(bytes.Repeat
 
 func (m *memory) append(blocks ...[]byte) {
 	m.mu.Lock()
-	for _, b := range blocks {
-		for _, n := range m.tree.Append(nil, merkle.Leaf(m.tree.Length(), b)) {
-			m.nodes[n.Index] = n
-		}
-		m.blocks = append(m.blocks, b)
-	}
+	m.add(blocks)
 	changed := m.changed
 	m.mu.Unlock()
 	if changed != nil {
@@ -58,19 +53,42 @@ func (m *memory) append(blocks ...[]byte) {
 	}
 }
 
+// add appends blocks. mu is held.
+func (m *memory) add(blocks [][]byte) {
+	for _, b := range blocks {
+		for _, n := range m.tree.Append(nil, merkle.Leaf(m.tree.Length(), b)) {
+			m.nodes[n.Index] = n
+		}
+		m.blocks = append(m.blocks, b)
+	}
+}
+
+// cut takes the log back to n blocks. mu is held.
+func (m *memory) cut(n uint64) {
+	kept := m.blocks[:n]
+	m.blocks, m.nodes, m.tree = nil, map[uint64]merkle.Node{}, merkle.Tree{}
+	m.add(kept)
+}
+
 // truncate takes the log back to n blocks, as a power cut would.
 func (m *memory) truncate(n uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.blocks = m.blocks[:n]
-	m.nodes = map[uint64]merkle.Node{}
-	m.tree = merkle.Tree{}
-	for i, b := range m.blocks {
-		for _, x := range m.tree.Append(nil, merkle.Leaf(uint64(i), b)) {
-			m.nodes[x.Index] = x
-		}
-	}
+	m.cut(n)
 	m.unsure = true
+}
+
+// raise goes on from n blocks with a higher fork.
+func (m *memory) raise(fork, n uint64, blocks ...[]byte) {
+	m.mu.Lock()
+	m.cut(n)
+	m.add(blocks)
+	m.fork, m.signed = fork, 0
+	changed := m.changed
+	m.mu.Unlock()
+	if changed != nil {
+		changed()
+	}
 }
 
 // prune drops the blocks before i.
@@ -321,6 +339,12 @@ func testLog() *slog.Logger {
 // connect joins a feed and a buyer by TCP.
 func connect(t testing.TB, s sale) *link {
 	t.Helper()
+	return connectBy(t, s, func(s mux.Stream, _ bool) mux.Stream { return s })
+}
+
+// connectBy is connect with something between the streams and the channels.
+func connectBy(t testing.TB, s sale, wrap func(s mux.Stream, sells bool) mux.Stream) *link {
+	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -350,7 +374,7 @@ func connect(t testing.TB, s sale) *link {
 	up := &Uplink{Coalesce: 1}
 	share := up.Share(s.rate)
 	var session Session
-	l.ma = mux.New(l.a, mux.Config{Window: share.Window(), Pace: share, Accept: func(string, []byte) bool {
+	l.ma = mux.New(wrap(l.a, true), mux.Config{Window: share.Window(), Pace: share, Accept: func(string, []byte) bool {
 		cfg := SellerConfig{Session: session, Feed: s.feed, Blocks: blocks{s.feed}, Uplink: up, Log: testLog(), Ended: func(err error) { l.ended <- err }}
 		if s.config != nil {
 			s.config(&cfg)
@@ -369,7 +393,7 @@ func connect(t testing.TB, s sale) *link {
 	}})
 	session = Session{Mux: l.ma, HandshakeHash: l.a.HandshakeHash()}
 	var other Session
-	l.mb = mux.New(l.b, mux.Config{Accept: func(string, []byte) bool {
+	l.mb = mux.New(wrap(l.b, false), mux.Config{Accept: func(string, []byte) bool {
 		if err := s.buyer.Attach(other); err != nil && !errors.Is(err, mux.ErrClosed) {
 			t.Error(err)
 		}
