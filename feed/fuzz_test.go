@@ -17,7 +17,6 @@ func FuzzDiskBytes(f *testing.F) {
 	}
 	f.Add(uint8(0), uint8(40), fo.tiles.encode(nil, 1<<16))
 	f.Add(uint8(0), uint8(40), fo.State())
-	f.Add(uint8(3), uint8(7), encodeSale(SaleState{1, 2, 3, 4}))
 	f.Add(uint8(3), uint8(7), sum([]byte(`[{"First":1,"End":2}]`)))
 	f.Add(uint8(3), uint8(7), sum(make([]byte, 2*pinSize)))
 	f.Fuzz(func(t *testing.T, first, more uint8, b []byte) {
@@ -33,9 +32,6 @@ func FuzzDiskBytes(f *testing.F) {
 		}
 		if tree, err := parseRoots(b, end); err == nil && len(encodeRoots(nil, tree.Roots())) != len(b) {
 			t.Fatal("roots do not survive")
-		}
-		if s, err := parseSale(b); err == nil && string(encodeSale(s)) != string(b) {
-			t.Fatal("sale does not survive")
 		}
 		_, _ = parseLost(b)
 		_, _ = parsePins(b)

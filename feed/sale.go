@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"dazaar-edge/feed/merkle"
+	"dazaar-edge/protocol/compact"
 	"dazaar-edge/storage"
 )
 
@@ -380,6 +381,9 @@ func (f *Feed) Settle(head *merkle.Head, claimed uint64) error {
 		s.Fork = max(s.Fork, claimed)
 		if head != nil {
 			s.Fork = max(s.Fork, head.Fork)
+		}
+		if s.Fork >= compact.MaxUint {
+			return fmt.Errorf("%w: no fork is above %d", ErrTooOld, s.Fork)
 		}
 		s.Fork++
 		s.Signed = 0

@@ -10,6 +10,7 @@ import (
 
 	"dazaar-edge/feed"
 	"dazaar-edge/feed/block"
+	"dazaar-edge/feed/sales"
 	"dazaar-edge/sensors"
 	"dazaar-edge/storage"
 	"dazaar-edge/storage/durable"
@@ -112,20 +113,20 @@ func (p *program) repairLog(ctx context.Context, s *state, dir string, clock sen
 	if err != nil {
 		return err
 	}
-	sales := feed.NewSales(s.db, name)
+	table := sales.New(s.db, name)
 	if unsettle {
 		// A copy may have signed what this log does not have.
-		e, err := sales.Epoch()
+		e, err := table.Epoch()
 		if err == nil {
 			e.Number++
-			err = sales.SetEpoch(e)
+			err = table.SetEpoch(e)
 		}
 		if err != nil {
 			return err
 		}
 	}
 	l, err := feed.Open(feed.Config{
-		FS: durable.OS(), Dir: dir, MaxSize: anySize, Name: name, Encoding: encoding, Keys: keys, Sales: sales,
+		FS: durable.OS(), Dir: dir, MaxSize: anySize, Name: name, Encoding: encoding, Keys: keys, Sales: table,
 		Now: feedStamp(clock), Log: slog.New(slog.NewTextHandler(p.stderr, nil)),
 	})
 	if err != nil {

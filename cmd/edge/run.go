@@ -16,6 +16,7 @@ import (
 	"dazaar-edge/configs"
 	"dazaar-edge/feed"
 	"dazaar-edge/feed/block"
+	"dazaar-edge/feed/sales"
 	"dazaar-edge/market"
 	"dazaar-edge/market/device"
 	"dazaar-edge/protocol/replicate"
@@ -133,7 +134,7 @@ func openOffer(cfg *configs.Config, fc configs.Feed, s *state, clock sensors.Clo
 	o := &offer{name: fc.Name, seller: hex.EncodeToString(keys.SellerKey()), key: keys.Seller()}
 	o.log, err = feed.Open(feed.Config{
 		FS: durable.OS(), Dir: filepath.Join(s.dir, logsName, fc.Name), MaxSize: fc.MaxSize, MaxAge: cfg.Storage.MaxAge, Name: fc.Name,
-		Encoding: encoding, Keys: keys, Sales: feed.NewSales(s.db, fc.Name), Now: feedStamp(clock),
+		Encoding: encoding, Keys: keys, Sales: sales.New(s.db, fc.Name), Now: feedStamp(clock),
 		CommitEvery: cfg.Storage.CommitEvery, CommitBytes: cfg.Storage.CommitBytes, Log: logger,
 	})
 	if err != nil {

@@ -32,12 +32,18 @@ var allowed = map[string][]string{
 	"protocol/dazaar":       {"protocol/compact", "protocol/mux"},
 	"feed/merkle":           {"protocol/compact"},
 	"feed/block":            {},
-	"feed":                  {"feed/merkle", "feed/block", "storage", "storage/db", "storage/durable"},
+	"feed":                  {"feed/merkle", "feed/block", "storage", "storage/durable", "protocol/compact"},
+	"feed/sales":            {"feed", "storage", "storage/db"},
 	"storage/...":           {"storage/durable"},
 	"storage":               {"storage/durable", "storage/page", "storage/marks"},
 	"storage/marks":         {"storage/durable", "storage/page"},
 	"storage/durable":       {},
-	"market/device":         {"sensors", "feed", "feed/block", "storage"},
+	"market": {
+		"market/archive", "feed", "feed/merkle", "protocol/dazaar", "protocol/mux", "protocol/noise", "protocol/replicate",
+		"protocol/secretstream",
+	},
+	"market/archive": {"feed/merkle", "protocol/replicate", "storage/durable"},
+	"market/device":  {"sensors", "feed", "feed/block", "storage"},
 }
 
 // dependencies are the modules that may be required directly, each with the

@@ -1,0 +1,214 @@
+package replicate
+
+import (
+	"fmt"
+	"time"
+
+	"dazaar-edge/protocol/compact"
+)
+
+// sellerHandler is a Seller as its channel sees it.
+type sellerHandler Seller
+
+func (h *sellerHandler) seller() *Seller { return (*Seller)(h) }
+
+// Opened implements mux.Handler.
+func (h *sellerHandler) Opened(handshake []byte) error {
+	s := h.seller()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.open = true
+	return s.cfg.Session.check(s.key, handshake)
+}
+
+// Closed implements mux.Handler.
+func (h *sellerHandler) Closed(err error) {
+	s := h.seller()
+	s.mu.Lock()
+	defer s.unlock()
+	if !s.ended {
+		s.stop()
+		s.why = err
+	}
+}
+
+// Message implements mux.Handler.
+func (h *sellerHandler) Message(typ uint64, b []byte) error {
+	s := h.seller()
+	s.mu.Lock()
+	defer s.unlock()
+	if s.ended {
+		return nil
+	}
+	switch typ {
+	case typeSync:
+		m, _, err := ParseSync(b)
+		if err != nil {
+			return bad("sync", err)
+		}
+		s.onSync(m)
+	case typeRequest:
+		return s.onRequest(b)
+	case typeCancel:
+		id, _, err := compact.ParseUint(b)
+		if err != nil {
+			return bad("cancel", err)
+		}
+		s.cancel(id)
+	case typeData:
+		d, _, err := ParseData(b)
+		if err != nil {
+			return bad("data", err)
+		}
+		return s.onData(&d)
+	case typeNoData:
+		n, _, err := ParseNoData(b)
+		if err != nil {
+			return bad("noData", err)
+		}
+		if a, ok := s.asks.take(n.Request); ok {
+			return a.reply(nil, ErrUnavailable)
+		}
+	case typeWant:
+		w, _, err := ParseWant(b)
+		if err != nil {
+			return bad("want", err)
+		}
+		s.onWant(w)
+	case typeRange:
+		r, _, err := ParseRange(b)
+		if err != nil {
+			return bad("range", err)
+		}
+		s.theirs.set(r.Start, r.Start+r.Length, !r.Drop)
+	}
+	return nil
+}
+
+// onData takes an answer of the peer. mu is held.
+func (s *Seller) onData(d *Data) error {
+	if a, ok := s.asks.take(d.Request); ok {
+		return a.reply(d, nil)
+	}
+	return nil
+}
+
+// onSync notes where the peer stands. mu is held.
+func (s *Seller) onSync(m Sync) {
+	was := s.remote
+	s.remote, s.heard = m, true
+	switch {
+	case s.settling != nil:
+	case !s.feed.Settled(m.Fork, m.Length):
+		s.settle()
+	case !s.greeted:
+		s.tellAll()
+	case m.Fork == s.told.fork && was.Fork != m.Fork:
+		// It followed a raised fork. What a stock buyer was told before it cut
+		// its log it has half forgotten; the same words again would tell it
+		// nothing, unless they are taken back first.
+		if s.told.first > 0 {
+			s.send(typeRange, Range{Drop: true, Length: s.told.length}.Append(nil))
+		}
+		s.sendRange(s.available(s.told, 0))
+		s.sendSync()
+	case m.Length < s.told.length:
+		s.syncNow = true // it waits to hear its own length
+		s.ch.Wake()
+	}
+}
+
+// greet tells the peer where the log stands, or asks it first. mu is held.
+func (s *Seller) greet() {
+	s.heard = true
+	if s.feed.Settled(s.remote.Fork, s.remote.Length) {
+		s.tellAll()
+	} else {
+		s.settle()
+	}
+}
+
+// tellAll announces everything. mu is held.
+func (s *Seller) tellAll() {
+	now := time.Now()
+	b := s.bounds()
+	s.greeted, s.changed = true, false
+	s.told = b
+	s.nextTell, s.greetedAt = now.Add(s.up.interval()), now
+	s.sendSync()
+	if s.behind() {
+		// On its way to a higher fork a stock buyer asks for hashes of what
+		// was announced, wherever the forks parted: that is not for sale only.
+		b.first, _ = s.feed.Bounds()
+		s.sendRange(Range{Start: b.first, Length: b.length - b.first})
+	} else {
+		s.sendRange(s.available(b, 0))
+	}
+	s.ch.Wake()
+}
+
+// behind tells whether the peer has blocks of another fork. mu is held.
+func (s *Seller) behind() bool { return s.remote.Length > 0 && s.remote.Fork != s.told.fork }
+
+func (s *Seller) sendRange(r Range) {
+	if r.Length > 0 {
+		s.send(typeRange, r.Append(nil))
+	}
+}
+
+// available is the range of blocks that may be had, from block since on. mu is
+// held.
+func (s *Seller) available(b bounds, since uint64) Range {
+	end := s.end(b.length)
+	start := max(b.first, min(since, end))
+	if b.first == 0 {
+		start = 0
+	}
+	return Range{Start: start, Length: end - min(start, end)}
+}
+
+// onRequest parks a request until Produce answers it. mu is held.
+func (s *Seller) onRequest(b []byte) error {
+	var flags, id uint64
+	if _, err := parseUints(b, &flags, &id); err != nil {
+		return bad("request", err)
+	}
+	if !s.heard { // a peer that asks without a word of where it stands
+		s.greet()
+	}
+	s.cancel(id) // the newer one takes the place of an older one
+	if !s.requests.push(b) {
+		return fmt.Errorf("%w: more than %d", ErrFlood, s.requests.n)
+	}
+	s.seen.set(id)
+	if !s.paused {
+		s.ch.Wake()
+	}
+	return nil
+}
+
+func (s *Seller) cancel(id uint64) {
+	if s.seen.has(id) {
+		s.seen.clear(id)
+		s.requests.remove(id)
+		s.built = nil
+	}
+}
+
+// onWant tells which blocks of a range are there. mu is held.
+func (s *Seller) onWant(w Want) {
+	if !s.greeted || s.behind() {
+		return // it will hear everything
+	}
+	b := s.told
+	end := min(s.end(b.length), w.Start+min(w.Length, 1<<21))
+	start := max(b.first, w.Start)
+	if start >= end || w.Start > compact.MaxUint {
+		return
+	}
+	if w.Any {
+		s.send(typeRange, Range{Start: start, Length: 1}.Append(nil))
+		return
+	}
+	s.send(typeRange, Range{Start: start, Length: end - start}.Append(nil))
+}
