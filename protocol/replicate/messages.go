@@ -34,7 +34,7 @@ type Handshake struct {
 
 // Append appends uint flags (1: seeks) and 32 bytes.
 func (h Handshake) Append(b []byte) []byte {
-	return append(compact.AppendUint(b, flag(h.Seeks, 1)), h.Capability[:]...)
+	return append(compact.AppendUint(b, bit(h.Seeks, 1)), h.Capability[:]...)
 }
 
 // ParseHandshake takes a handshake off b.
@@ -66,10 +66,10 @@ func Capability(key merkle.Hash, handshakeHash [64]byte, initiator bool) merkle.
 	return merkle.Hash(h.Sum(nil))
 }
 
-// flag returns bit if set.
-func flag(set bool, bit uint64) uint64 {
+// bit returns value if set.
+func bit(set bool, value uint64) uint64 {
 	if set {
-		return bit
+		return value
 	}
 	return 0
 }
@@ -88,7 +88,7 @@ type Sync struct {
 
 // Append appends uint flags, fork, length and remote length.
 func (s Sync) Append(b []byte) []byte {
-	b = compact.AppendUint(b, flag(s.CanUpgrade, 1)|flag(s.Uploading, 2)|flag(s.Downloading, 4)|flag(s.HasManifest, 8)|flag(s.AllowPush, 16))
+	b = compact.AppendUint(b, bit(s.CanUpgrade, 1)|bit(s.Uploading, 2)|bit(s.Downloading, 4)|bit(s.HasManifest, 8)|bit(s.AllowPush, 16))
 	b = compact.AppendUint(b, s.Fork)
 	b = compact.AppendUint(b, s.Length)
 	return compact.AppendUint(b, s.RemoteLength)
@@ -129,7 +129,7 @@ type Request struct {
 
 // Append appends uint flags, id, fork, the parts and the priority if it is not 0.
 func (r *Request) Append(b []byte) []byte {
-	b = compact.AppendUint(b, r.Flags()|flag(r.Manifest, flagManifest)|flag(r.Priority != 0, flagPriority))
+	b = compact.AppendUint(b, r.Flags()|bit(r.Manifest, flagManifest)|bit(r.Priority != 0, flagPriority))
 	b = compact.AppendUint(b, r.ID)
 	b = compact.AppendUint(b, r.Fork)
 	b = r.Request.Append(b)
@@ -164,7 +164,7 @@ type Data struct {
 
 // Append appends uint flags, request, fork, the parts and the manifest.
 func (d *Data) Append(b []byte) []byte {
-	b = compact.AppendUint(b, d.Flags()|flag(d.Manifest != nil, flagManifest))
+	b = compact.AppendUint(b, d.Flags()|bit(d.Manifest != nil, flagManifest))
 	b = compact.AppendUint(b, d.Request)
 	b = compact.AppendUint(b, d.Fork)
 	b = d.Proof.Append(b)
@@ -283,7 +283,7 @@ type Range struct {
 // Append appends uint flags (1: drop, 2: of length 1), start, and the length
 // unless it is 1.
 func (r Range) Append(b []byte) []byte {
-	b = compact.AppendUint(b, flag(r.Drop, 1)|flag(r.Length == 1, 2))
+	b = compact.AppendUint(b, bit(r.Drop, 1)|bit(r.Length == 1, 2))
 	b = compact.AppendUint(b, r.Start)
 	if r.Length != 1 {
 		b = compact.AppendUint(b, r.Length)

@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"testing"
 
@@ -214,6 +216,16 @@ type inbox struct {
 	forks  []string
 	head   merkle.Head
 	err    error // returned by Block
+	stuck  bool  // nobody need wait any more
+}
+
+// missed tells whether a gap was told of that covers block i. mu is held.
+func (b *inbox) missed(i uint64) bool {
+	return slices.ContainsFunc(b.gaps, func(g string) bool {
+		var from, to uint64
+		fmt.Sscanf(g, "%d-%d", &from, &to)
+		return from <= i && i < to
+	})
 }
 
 func newInbox() *inbox {
@@ -243,6 +255,7 @@ func (b *inbox) Fork(fork, from uint64) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.forks = append(b.forks, fmt.Sprintf("%d@%d", fork, from))
+	maps.DeleteFunc(b.blocks, func(i uint64, _ []byte) bool { return i >= from })
 	b.cond.Broadcast()
 	return nil
 }
@@ -317,8 +330,10 @@ type link struct {
 	wg     sync.WaitGroup
 	errA   error
 	errB   error
-	seller *Seller
 	ended  chan error
+
+	mu     sync.Mutex
+	seller *Seller // guarded by mu
 }
 
 // sale is what a link sells.
@@ -385,7 +400,9 @@ func connectBy(t testing.TB, s sale, wrap func(s mux.Stream, sells bool) mux.Str
 		} else if err != nil {
 			t.Error(err)
 		}
+		l.mu.Lock()
 		l.seller = x
+		l.mu.Unlock()
 		s.feed.mu.Lock()
 		s.feed.changed = x.Update
 		s.feed.mu.Unlock()
