@@ -3,6 +3,7 @@ package secretstream
 import (
 	"net"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -24,4 +25,18 @@ func tcpBacklog(raw net.Conn) (n int, ok bool) {
 		ok = e == nil
 	})
 	return n, ok && err == nil
+}
+
+// setUserTimeout ends a TCP connection whose other side acknowledges nothing for
+// so long: the keepalives see to it that there is something to acknowledge.
+func setUserTimeout(raw net.Conn, d time.Duration) {
+	sc, ok := raw.(syscall.Conn)
+	if !ok || d <= 0 {
+		return
+	}
+	if rc, err := sc.SyscallConn(); err == nil {
+		rc.Control(func(fd uintptr) { //nolint:errcheck // without it the kernel takes longer
+			unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(d.Milliseconds())) //nolint:errcheck // likewise
+		})
+	}
 }

@@ -14,8 +14,9 @@
 //
 // # Memory
 //
-// A connection keeps a read buffer of 4 KiB, larger only while larger frames
-// come, and borrows one for what it writes. No frame above the limit is read.
+// A connection that waits keeps a read buffer of 4 KiB; while more comes, and for
+// what it writes, it borrows a larger one. Above that a buffer grows only as the
+// bytes of a frame come in, and no frame above the limit is read.
 //
 // Source: specs/hypercore.md, section 7.
 package secretstream
@@ -84,6 +85,10 @@ func (c Config) withDefaults() Config {
 
 // Conn is an authenticated connection. One goroutine may read while others
 // write.
+//
+// As the responder of IK the first message of the handshake is all that was
+// heard of the other side, and it may be a copy of an older one: only the first
+// message that [Conn.ReadMessage] returns proves that [Conn.Remote] is there.
 type Conn struct {
 	raw       net.Conn
 	cfg       Config
@@ -98,8 +103,9 @@ type Conn struct {
 	tx     *state // guarded by wmu
 	failed error  // guarded by wmu: why nothing can be written any more
 
-	last  atomic.Int64 // when something was written last, Unix ns
-	timer *time.Timer  // of the keepalive; set before the Conn is handed out
+	begun time.Time    // carries the monotonic clock
+	last  atomic.Int64 // when something was written last, ns after begun
+	timer *time.Timer  // of the keepalive; nil without
 
 	closeOnce sync.Once
 	closed    chan struct{}
@@ -123,9 +129,9 @@ func open(ctx context.Context, raw net.Conn, cfg Config, initiator bool) (*Conn,
 	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
 		deadline = d
 	}
-	stop := context.AfterFunc(ctx, func() { raw.SetDeadline(time.Unix(1, 0)) })
-	c := &Conn{raw: raw, cfg: cfg, initiator: initiator, closed: make(chan struct{})}
+	c := &Conn{raw: raw, cfg: cfg, initiator: initiator, closed: make(chan struct{}), begun: time.Now()}
 	err := raw.SetDeadline(deadline)
+	stop := context.AfterFunc(ctx, func() { raw.SetDeadline(time.Unix(1, 0)) })
 	if err == nil {
 		err = c.handshake()
 	}
@@ -144,11 +150,11 @@ func open(ctx context.Context, raw net.Conn, cfg Config, initiator bool) (*Conn,
 		return nil, err
 	}
 	c.max.Store(int64(cfg.MaxMessage))
-	c.last.Store(time.Now().UnixNano())
+	setUserTimeout(raw, cfg.WriteTimeout)
+	c.wrote()
 	if cfg.KeepAlive > 0 {
-		c.wmu.Lock() // until timer is set
-		c.timer = time.AfterFunc(cfg.KeepAlive, c.keepAlive)
-		c.wmu.Unlock()
+		c.timer = time.AfterFunc(time.Hour, c.keepAlive)
+		c.timer.Reset(cfg.KeepAlive) // not before timer is set
 	}
 	return c, nil
 }
@@ -258,10 +264,13 @@ func (c *Conn) SetMaxMessage(n int) {
 // closed.
 func (c *Conn) ReadMessage() ([]byte, error) {
 	for {
+		if err := c.Err(); err != nil {
+			return nil, err
+		}
 		m, err := c.read()
 		if err != nil {
 			c.closeWith(err)
-			return nil, err
+			return nil, c.closeErr
 		}
 		if len(m) > 0 {
 			return m, nil
@@ -343,12 +352,31 @@ func (c *Conn) write(m []byte) error {
 		err = c.writeAll(b)
 	}
 	if err != nil {
-		c.failed = err
 		c.closeWith(err)
-		return err
+		c.failed = c.closeErr
+		return c.failed
 	}
-	c.last.Store(time.Now().UnixNano())
+	c.wrote()
 	return nil
+}
+
+// wrote notes that something was written.
+func (c *Conn) wrote() { c.last.Store(int64(time.Since(c.begun))) }
+
+// CloseWrite says that nothing more will be written, where the transport can;
+// the other side reads to the end, then [io.EOF].
+func (c *Conn) CloseWrite() error {
+	c.wmu.Lock()
+	defer c.wmu.Unlock()
+	if c.failed != nil {
+		return c.failed
+	}
+	c.failed = ErrClosed
+	t, ok := c.raw.(interface{ CloseWrite() error })
+	if !ok {
+		return errors.ErrUnsupported
+	}
+	return t.CloseWrite()
 }
 
 // writeAll writes in pieces, each in time.
@@ -371,7 +399,7 @@ func (c *Conn) writeAll(b []byte) error {
 
 // keepAlive runs when the timer fires.
 func (c *Conn) keepAlive() {
-	quiet := time.Since(time.Unix(0, c.last.Load()))
+	quiet := time.Since(c.begun) - time.Duration(c.last.Load())
 	if quiet >= c.cfg.KeepAlive {
 		if c.wmu.TryLock() { // else something is being written
 			err := c.write(nil)

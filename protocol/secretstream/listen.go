@@ -5,8 +5,8 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -21,15 +21,19 @@ func Dial(ctx context.Context, address string, cfg Config) (*Conn, error) {
 }
 
 // ListenConfig says whom a [Listener] lets in. Strangers cost public-key work, so
-// they pass token buckets first, one in common and one for each network (/24 or
-// /56); who finds one empty is closed before a byte of theirs is read.
+// they pass token buckets first: one of their network (/24 or /56), one of its
+// region (/16 or /32), which is half as large as the common one, and the common
+// one. Who finds one empty is closed before a byte of theirs is read. Networks
+// that are in favor (see [Listener.Favor]) pass a common bucket of their own.
 type ListenConfig struct {
 	Config
 	// PerSecond and Burst are the common bucket; 0 is 50 and 100.
 	PerSecond, Burst float64
 	// NetworkPerSecond and NetworkBurst are those of a network; 0 is 10 and 50.
 	NetworkPerSecond, NetworkBurst float64
-	// Handshakes is how many may be under way at once; 0 is 32.
+	// Handshakes is how many may be under way, or wait for Accept, at once; 0
+	// is 32. When there are as many, the oldest one of the network that has
+	// most makes place for another network's.
 	Handshakes int
 	// Now tells the time; nil is time.Now.
 	Now func() time.Time
@@ -40,6 +44,7 @@ type Counts struct {
 	Refused  uint64 // closed for want of a token or a place
 	Admitted uint64 // handshakes that were begun
 	Failed   uint64 // of these, those that were not finished
+	Evicted  uint64 // of these, those that made place for others
 }
 
 // Listener yields authenticated connections. All methods are safe for
@@ -49,16 +54,22 @@ type Listener struct {
 	cfg ListenConfig
 
 	ready  chan *Conn
-	slots  chan struct{}
 	ctx    context.Context //nolint:containedctx // ends handshakes when the listener closes
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 	err    error // why accepting ended; read after ctx is done
 
-	admission admission // owned by the accepting goroutine
-	refused   atomic.Uint64
-	admitted  atomic.Uint64
-	failed    atomic.Uint64
+	mu        sync.Mutex
+	admission admission  // guarded by mu, like all below
+	pending   []*pending // handshakes under way, oldest first
+	counts    Counts
+}
+
+// pending is a handshake under way.
+type pending struct {
+	network netip.Prefix
+	ctx     context.Context //nolint:containedctx // of this handshake
+	cancel  context.CancelFunc
 }
 
 // Listen takes connections from ln until Close, which closes ln too.
@@ -78,8 +89,11 @@ func Listen(ln net.Listener, cfg ListenConfig) *Listener {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	l := &Listener{ln: ln, cfg: cfg, ready: make(chan *Conn), slots: make(chan struct{}, cfg.Handshakes)}
-	l.admission = admission{cfg: &l.cfg, networks: map[netip.Prefix]*bucket{}}
+	l := &Listener{ln: ln, cfg: cfg, ready: make(chan *Conn)}
+	l.admission = admission{
+		cfg: &l.cfg, networks: buckets{all: map[netip.Prefix]*bucket{}}, regions: buckets{all: map[netip.Prefix]*bucket{}},
+		favored: map[netip.Prefix]time.Time{},
+	}
 	l.ctx, l.cancel = context.WithCancel(context.Background())
 	l.wg.Add(1)
 	go l.accept()
@@ -91,7 +105,17 @@ func (l *Listener) Addr() net.Addr { return l.ln.Addr() }
 
 // Counts returns what was done so far.
 func (l *Listener) Counts() Counts {
-	return Counts{Refused: l.refused.Load(), Admitted: l.admitted.Load(), Failed: l.failed.Load()}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.counts
+}
+
+// Favor says that somebody at this address is known to be worth the work, as one
+// who bought: for a day strangers cannot take the network's place away.
+func (l *Listener) Favor(addr net.Addr) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.admission.favor(addr, l.cfg.Now())
 }
 
 // Accept returns the next authenticated connection. After Close it fails with
@@ -128,121 +152,238 @@ func (l *Listener) accept() {
 			l.err = err
 			return
 		}
-		if !l.admission.admit(raw.RemoteAddr(), l.cfg.Now()) {
-			l.refuse(raw)
-			continue
+		if p := l.admit(raw); p != nil {
+			l.wg.Add(1)
+			go l.handshake(raw, p)
+		} else {
+			refuse(raw)
 		}
-		select {
-		case l.slots <- struct{}{}:
-		default:
-			l.refuse(raw)
-			continue
-		}
-		l.admitted.Add(1)
-		l.wg.Add(1)
-		go l.handshake(raw)
 	}
 }
 
+// admit finds a place for a handshake; nil if there is none.
+func (l *Listener) admit(raw net.Conn) *pending {
+	p := &pending{network: network(raw.RemoteAddr())}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	full := len(l.pending) >= l.cfg.Handshakes
+	victim := 0
+	if full {
+		victim = l.victim(p.network)
+	}
+	if victim < 0 || !l.admission.admit(raw.RemoteAddr(), l.cfg.Now()) {
+		l.counts.Refused++
+		return nil
+	}
+	if full {
+		l.pending[victim].cancel()
+		l.pending = slices.Delete(l.pending, victim, victim+1)
+		l.counts.Evicted++
+	}
+	p.ctx, p.cancel = context.WithCancel(l.ctx)
+	l.pending = append(l.pending, p)
+	l.counts.Admitted++
+	return p
+}
+
+// victim returns which handshake makes place for one of this network; -1 if none
+// does. mu is held.
+func (l *Listener) victim(of netip.Prefix) int {
+	count := map[netip.Prefix]int{}
+	for _, p := range l.pending {
+		count[p.network]++
+	}
+	most := 0
+	for i, p := range l.pending {
+		if count[p.network] > count[l.pending[most].network] {
+			most = i
+		}
+	}
+	if count[l.pending[most].network] <= count[of] {
+		return -1
+	}
+	return most
+}
+
 // refuse closes with a reset, which leaves nothing behind in the kernel.
-func (l *Listener) refuse(raw net.Conn) {
-	l.refused.Add(1)
+func refuse(raw net.Conn) {
 	if t, ok := raw.(*net.TCPConn); ok {
 		t.SetLinger(0) //nolint:errcheck // closed anyhow
 	}
 	raw.Close()
 }
 
-func (l *Listener) handshake(raw net.Conn) {
+// handshake holds its place until somebody took the connection.
+func (l *Listener) handshake(raw net.Conn, p *pending) {
 	defer l.wg.Done()
-	c, err := Server(l.ctx, raw, l.cfg.Config)
-	<-l.slots
-	if err != nil {
-		l.failed.Add(1)
-		return
+	c, err := Server(p.ctx, raw, l.cfg.Config)
+	if err == nil {
+		select {
+		case l.ready <- c:
+		case <-c.Done():
+			err = c.Err()
+		case <-p.ctx.Done():
+			err = p.ctx.Err()
+			c.Close()
+		}
 	}
-	select {
-	case l.ready <- c:
-	case <-l.ctx.Done():
-		c.Close()
+	p.cancel()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if i := slices.Index(l.pending, p); i >= 0 {
+		l.pending = slices.Delete(l.pending, i, i+1)
+	}
+	if err != nil {
+		l.counts.Failed++
 	}
 }
 
 // bucket is a token bucket.
 type bucket struct {
-	tokens float64
-	at     time.Time
+	rate, burst float64
+	tokens      float64
+	at          time.Time
 }
 
-// take takes a token if there is one.
-func (b *bucket) take(now time.Time, rate, burst float64) bool {
-	b.tokens = min(burst, b.tokens+rate*now.Sub(b.at).Seconds())
+// fill adds the tokens that came since, and tells whether there is one.
+func (b *bucket) fill(now time.Time) bool {
+	b.tokens = min(b.burst, b.tokens+b.rate*max(0, now.Sub(b.at).Seconds()))
 	b.at = now
-	if b.tokens < 1 {
-		return false
-	}
-	b.tokens--
-	return true
+	return b.tokens >= 1
 }
 
-// maxNetworks bounds how many networks are remembered.
-const maxNetworks = 1024
+// buckets are those of networks. There are at most maxNetworks.
+type buckets struct {
+	all   map[netip.Prefix]*bucket
+	swept time.Time
+}
+
+// get returns the bucket of p, which is full at first.
+func (s *buckets) get(p netip.Prefix, now time.Time, rate, burst float64) *bucket {
+	b := s.all[p]
+	if b == nil {
+		if len(s.all) >= maxNetworks {
+			s.forget(now)
+		}
+		b = &bucket{rate, burst, burst, now}
+		s.all[p] = b
+	}
+	return b
+}
+
+// forget makes place: of those that are full again after so much time, at most
+// once a second, or of an arbitrary one: the common bucket still holds.
+func (s *buckets) forget(now time.Time) {
+	sweep := now.Sub(s.swept).Abs() >= time.Second
+	if sweep {
+		s.swept = now
+	}
+	for p, b := range s.all {
+		if !sweep {
+			delete(s.all, p)
+			return
+		}
+		if now.Sub(b.at).Seconds()*b.rate > b.burst {
+			delete(s.all, p)
+		}
+	}
+	for p := range s.all {
+		if len(s.all) < maxNetworks {
+			return
+		}
+		delete(s.all, p)
+	}
+}
+
+const (
+	// maxNetworks bounds how many networks, and regions, are remembered.
+	maxNetworks = 1024
+	// maxFavored and favorTime bound which ones are in favor.
+	maxFavored = 1024
+	favorTime  = 24 * time.Hour
+)
 
 // admission holds the buckets.
 type admission struct {
 	cfg      *ListenConfig
 	common   *bucket
-	networks map[netip.Prefix]*bucket
+	known    *bucket // in the place of common, for those in favor
+	networks buckets
+	regions  buckets
+	favored  map[netip.Prefix]time.Time // until when
 }
 
+// admit takes a token from each bucket if all have one.
 func (a *admission) admit(addr net.Addr, now time.Time) bool {
+	c := a.cfg
 	if a.common == nil {
-		a.common = &bucket{tokens: a.cfg.Burst, at: now}
+		a.common, a.known = &bucket{c.PerSecond, c.Burst, c.Burst, now}, &bucket{c.PerSecond, c.Burst, c.Burst, now}
 	}
-	if b := a.network(addr, now); b != nil && !b.take(now, a.cfg.NetworkPerSecond, a.cfg.NetworkBurst) {
-		return false
+	n := network(addr)
+	pass := []*bucket{a.common}
+	if until, ok := a.favored[n]; ok && now.Before(until) {
+		pass[0] = a.known
+	} else if n.IsValid() {
+		pass = append(pass, a.regions.get(region(n), now, c.PerSecond/2, c.Burst/2))
 	}
-	return a.common.take(now, a.cfg.PerSecond, a.cfg.Burst)
+	if n.IsValid() {
+		pass = append(pass, a.networks.get(n, now, c.NetworkPerSecond, c.NetworkBurst))
+	}
+	ok := true
+	for _, b := range pass {
+		ok = b.fill(now) && ok
+	}
+	if ok {
+		for _, b := range pass {
+			b.tokens--
+		}
+	}
+	return ok
 }
 
-// network returns the bucket of an address; nil if it has none.
-func (a *admission) network(addr net.Addr, now time.Time) *bucket {
-	t, ok := addr.(*net.TCPAddr)
+// network returns the network of an address, which is not valid if it has none.
+func network(addr net.Addr) netip.Prefix {
+	t, ok := addr.(interface{ AddrPort() netip.AddrPort })
 	if !ok {
-		return nil
+		return netip.Prefix{}
 	}
 	ip := t.AddrPort().Addr().Unmap()
 	bits := 24
 	if ip.Is6() {
 		bits = 56
 	}
-	p, err := ip.Prefix(bits)
-	if err != nil {
-		return nil
-	}
-	b := a.networks[p]
-	if b == nil {
-		if len(a.networks) >= maxNetworks {
-			a.forget(now)
-		}
-		b = &bucket{tokens: a.cfg.NetworkBurst, at: now}
-		a.networks[p] = b
-	}
-	return b
+	p, _ := ip.Prefix(bits)
+	return p
 }
 
-// forget drops the networks whose buckets are full again, and if there are none
-// an arbitrary one: the common bucket still holds.
-func (a *admission) forget(now time.Time) {
-	for p, b := range a.networks {
-		if b.tokens+a.cfg.NetworkPerSecond*now.Sub(b.at).Seconds() >= a.cfg.NetworkBurst {
-			delete(a.networks, p)
+// region returns the region of a network.
+func region(n netip.Prefix) netip.Prefix {
+	bits := 16
+	if n.Addr().Is6() {
+		bits = 32
+	}
+	p, _ := n.Addr().Prefix(bits)
+	return p
+}
+
+// favor puts the network of an address in favor.
+func (a *admission) favor(addr net.Addr, now time.Time) {
+	n := network(addr)
+	if !n.IsValid() {
+		return
+	}
+	if _, ok := a.favored[n]; !ok && len(a.favored) >= maxFavored {
+		for p, until := range a.favored {
+			if !now.Before(until) {
+				delete(a.favored, p)
+			}
+		}
+		for p := range a.favored {
+			if len(a.favored) < maxFavored {
+				break
+			}
+			delete(a.favored, p)
 		}
 	}
-	for p := range a.networks {
-		if len(a.networks) < maxNetworks {
-			return
-		}
-		delete(a.networks, p)
-	}
+	a.favored[n] = now.Add(favorTime)
 }

@@ -3,29 +3,38 @@ package secretstream
 import (
 	"fmt"
 	"io"
+	"sync"
 )
 
 const (
-	// smallBuffer is what an idle connection keeps for reading.
+	// smallBuffer is what a connection waits with.
 	smallBuffer = 4 << 10
-	// largeBuffer is what a busy one reads at once.
-	largeBuffer = 64 << 10
+	// largeBuffer is what it borrows when more than that is there: enough for a
+	// block of 64 KiB with its proof.
+	largeBuffer = 72 << 10
 	// headroom is kept free before the first frame of a buffer, for its tag
 	// block.
 	headroom = blockSize
 )
 
+// larges lends buffers.
+var larges = sync.Pool{New: func() any { return new([largeBuffer]byte) }}
+
 // reader takes frames off a byte stream. Several frames are read at once where
 // they are there.
 type reader struct {
-	buf        []byte
-	start, end int // buf[start:end] was read and not yet taken
-	frame      int // where the frame that was taken last begins
-	quiet      int // reads in a row that brought little
+	small      []byte             // of smallBuffer
+	large      *[largeBuffer]byte // borrowed, or nil
+	buf        []byte             // small, large, or one for a frame that fits neither
+	start, end int                // buf[start:end] was read and not yet taken
+	frame      int                // where the frame that was taken last begins
 }
 
 // next returns the next frame without its length; it may be at most limit bytes.
 func (r *reader) next(src io.Reader, limit int) ([]byte, error) {
+	if r.start == r.end {
+		r.wait()
+	}
 	if err := r.fill(src, 3); err != nil {
 		return nil, err
 	}
@@ -48,14 +57,31 @@ func (r *reader) next(src io.Reader, limit int) ([]byte, error) {
 // before returns the frame that was taken last, with n bytes of room before it.
 func (r *reader) before(n int) []byte { return r.buf[r.frame-n : r.start] }
 
+// wait gives back what is not needed while nothing comes.
+func (r *reader) wait() {
+	if r.small == nil {
+		r.small = make([]byte, smallBuffer)
+	}
+	r.give()
+	r.buf, r.start, r.end = r.small, headroom, headroom
+}
+
+func (r *reader) give() {
+	if r.large != nil {
+		larges.Put(r.large)
+		r.large = nil
+	}
+}
+
 // fill reads until n bytes are there.
 func (r *reader) fill(src io.Reader, n int) error {
 	for r.end-r.start < n {
-		r.makeRoom(n)
+		if r.end == len(r.buf) || r.start+n > len(r.buf) {
+			r.makeRoom(n)
+		}
 		m, err := src.Read(r.buf[r.end:])
 		if m > 0 {
 			r.end += m
-			r.resize(m)
 			continue
 		}
 		if err == nil {
@@ -69,33 +95,31 @@ func (r *reader) fill(src io.Reader, n int) error {
 	return nil
 }
 
-// makeRoom moves what is there to the front of a buffer that holds n bytes.
+// makeRoom makes room behind what is there, of which n bytes are needed: in front
+// of it, or in a larger buffer, which is no more than twice what came already.
 func (r *reader) makeRoom(n int) {
-	size := smallBuffer
-	if r.quiet < 0 {
-		size = largeBuffer
+	have := r.buf[r.start:r.end]
+	want := headroom + n
+	if r.end == smallBuffer && len(r.buf) == smallBuffer {
+		want = max(want, largeBuffer) // it comes in bulk
 	}
-	size = max(size, headroom+n)
-	switch have := r.buf[r.start:r.end]; {
-	case len(r.buf) < size || len(r.buf) > 2*size:
-		b := make([]byte, size)
-		copy(b[headroom:], have)
-		r.buf = b
-	case len(have) == 0 || r.start+n > len(r.buf):
-		copy(r.buf[headroom:], have)
-	default:
-		return
+	if want > largeBuffer {
+		want = min(want, max(largeBuffer, headroom+2*len(have)))
 	}
-	r.start, r.end = headroom, headroom+r.end-r.start
-}
-
-// resize notes how much a read brought: full buffers call for a large one, 32
-// small reads in a row for a small one.
-func (r *reader) resize(m int) {
+	to := r.buf
 	switch {
-	case r.end == len(r.buf):
-		r.quiet = -32
-	case m < smallBuffer/2 && r.quiet < 0:
-		r.quiet++
+	case want <= len(to):
+	case want <= largeBuffer:
+		if r.large == nil {
+			r.large = larges.Get().(*[largeBuffer]byte)
+		}
+		to = r.large[:]
+	default:
+		to = make([]byte, want)
+	}
+	copy(to[headroom:], have)
+	r.buf, r.start, r.end = to, headroom, headroom+len(have)
+	if len(to) > largeBuffer {
+		r.give()
 	}
 }
