@@ -62,10 +62,6 @@ const (
 // saveEvery is how often a client saves what it has.
 const saveEvery = time.Second
 
-// maxFeedMessage is the longest message that a feed's seller may send: a block
-// of 1 MiB with its proof, or what stock peers put into one batch.
-const maxFeedMessage = 2 << 20
-
 // Client follows one feed of an offer. Use NewClient and Run.
 type Client struct {
 	cfg ClientConfig
@@ -142,7 +138,7 @@ func fatal(err error) bool {
 // connect follows the feed on one connection.
 func (c *Client) connect(ctx context.Context) error {
 	conn, err := secretstream.Dial(ctx, c.cfg.Address, secretstream.Config{
-		Pattern: noise.XX, Static: c.cfg.Archive.Key(), Remote: c.cfg.Seller, MaxMessage: maxFeedMessage,
+		Pattern: noise.XX, Static: c.cfg.Archive.Key(), Remote: c.cfg.Seller, MaxMessage: replicate.MaxMessage,
 	})
 	if errors.Is(err, secretstream.ErrIdentity) {
 		return fmt.Errorf("%w: at %s is another offer than the one that is wanted", err, c.cfg.Address)

@@ -25,6 +25,9 @@ type Batch struct {
 	begin   int    // where the open entry's message begins
 	prefix  int    // length of the open entry's length field
 	from    uint64 // channel of the producer that is asked
+	begun   bool   // a message was begun at undo, behind one of channel undoCh
+	undo    int
+	undoCh  uint64
 	charged int
 	// window and backlog bound what may be sent and not yet acknowledged; no
 	// window, no bound.
@@ -34,6 +37,13 @@ type Batch struct {
 
 func (b *Batch) reset() {
 	*b = Batch{buf: b.buf[:0]}
+}
+
+// load takes what is in q.
+func (b *Batch) load(q *Batch) {
+	buf := append(b.buf[:0], q.buf...)
+	*b = *q
+	b.buf = buf
 }
 
 // open begins an entry of a message of about size bytes.
@@ -92,23 +102,42 @@ func (b *Batch) frame() []byte {
 }
 
 // Begin starts a message of the producer's channel and returns the buffer to
-// append it to. size is about how long it will be.
-func (b *Batch) Begin(typ uint64, size int) []byte { return b.open(b.from, typ, size) }
+// append it to. size is about how long it will be. Without End it is as if it
+// had not begun.
+func (b *Batch) Begin(typ uint64, size int) []byte {
+	if b.begun {
+		b.buf, b.ch = b.buf[:b.undo], b.undoCh
+	}
+	b.begun, b.undo, b.undoCh = true, len(b.buf), b.ch
+	return b.open(b.from, typ, size)
+}
+
+// abandon takes back a message that was begun and not ended.
+func (b *Batch) abandon() {
+	if b.begun {
+		b.buf, b.ch, b.begun = b.buf[:b.undo], b.undoCh, false
+	}
+}
 
 // End completes the message that Begin started. charged is how many bytes of it
 // count against the upload cap.
 func (b *Batch) End(buf []byte, charged int) {
 	b.close(buf)
+	b.begun = false
 	b.charged += charged
 }
 
 // Full tells that no further message shall be begun.
 func (b *Batch) Full() bool { return len(b.buf) >= frameTarget }
 
+// fewBytes on their way are small messages: they do not hold up one that is
+// larger than the window.
+const fewBytes = 2 << 10
+
 // Fits tells whether a message of size bytes may be framed now: with what is on
-// its way it does not exceed the window, or nothing is on its way.
+// its way it does not exceed the window, or next to nothing is on its way.
 func (b *Batch) Fits(size int) bool {
-	ok := b.window == 0 || b.backlog+len(b.buf)+size <= b.window || b.backlog == 0 && b.charged == 0
+	ok := b.window == 0 || b.backlog+len(b.buf)+size <= b.window || b.backlog < fewBytes && b.charged == 0
 	b.refused = !ok
 	return ok
 }

@@ -58,6 +58,7 @@ type Channel struct {
 	closed bool
 	ready  bool      // has something to produce
 	next   time.Time // or will then, if not zero
+	spent  uint64    // bytes produced, since it caught up with the others
 }
 
 func (c *Channel) matches(r *remote) bool {
@@ -114,6 +115,9 @@ func (m *Mux) Open(cfg ChannelConfig) (*Channel, error) {
 // pair joins the two halves of a channel. mu is held.
 func (m *Mux) pair(c *Channel, r *remote) {
 	if c.closed { // this side closed before the other one opened
+		// It is told again: a stock peer that asked its application first whether
+		// to open forgets the first time, and the id may be used again.
+		m.send(control, typeClose, compact.AppendUint(nil, c.local)) //nolint:errcheck // the connection ends
 		m.remotes[r.id-1] = nil
 		m.freeLocal(c)
 		m.drop(r)
@@ -121,6 +125,8 @@ func (m *Mux) pair(c *Channel, r *remote) {
 	}
 	c.remote, r.ch = r, c
 	m.paired = append(m.paired, c)
+	m.released.Broadcast()
+	m.signal()
 }
 
 // freeLocal lets a local id be used again. mu is held.
@@ -128,11 +134,12 @@ func (m *Mux) freeLocal(c *Channel) {
 	if m.locals[c.local-1] == c {
 		m.locals[c.local-1] = nil
 		m.free = append(m.free, c.local)
+		m.limit(c, 0)
 	}
 }
 
-// Send queues a small message. It never waits: when too much waits to be sent
-// already, the connection ends with [ErrSlow].
+// Send queues a small message, of at most 48 KiB. It never waits: when too much
+// waits to be sent already, the connection ends with [ErrSlow].
 func (c *Channel) Send(typ uint64, payload []byte) error {
 	c.m.mu.Lock()
 	defer c.m.mu.Unlock()
@@ -140,6 +147,33 @@ func (c *Channel) Send(typ uint64, payload []byte) error {
 		return ErrClosed
 	}
 	return c.m.send(c.local, typ, payload)
+}
+
+// SetMaxMessage raises the limit for the messages that are read on this
+// connection to n bytes, until the channel is closed or asks for another; 0 is
+// the usual limit of the stream.
+func (c *Channel) SetMaxMessage(n int) {
+	c.m.mu.Lock()
+	defer c.m.mu.Unlock()
+	if !c.closed {
+		c.m.limit(c, n)
+	}
+}
+
+// limit sets what a channel asks for; the most that one asks for holds. mu is held.
+func (m *Mux) limit(c *Channel, n int) {
+	if m.limits[c] == n {
+		return
+	}
+	m.limits[c] = n
+	if n == 0 {
+		delete(m.limits, c)
+	}
+	most := 0
+	for _, n := range m.limits {
+		most = max(most, n)
+	}
+	m.stream.SetMaxMessage(most)
 }
 
 // Wake says that the handler, a [Producer], has something to send.
@@ -217,12 +251,8 @@ func (m *Mux) remoteOpen(id uint64, b []byte) error {
 	}
 	m.mu.Lock()
 	if id == 0 || id > uint64(m.cfg.MaxChannels) {
-		err := m.send(control, typeReject, compact.AppendUint(nil, id))
-		if id > uint64(len(m.remotes))+1 {
-			err = fmt.Errorf("%w: channel %d is opened, at most %d are in use", ErrProtocol, id, len(m.remotes))
-		}
-		m.mu.Unlock()
-		return err
+		defer m.mu.Unlock()
+		return m.send(control, typeReject, compact.AppendUint(nil, id))
 	}
 	switch n := uint64(len(m.remotes)); {
 	case id > n+1:
@@ -283,14 +313,30 @@ func (m *Mux) remoteClose(id uint64) error {
 		return nil // closed by this side meanwhile
 	}
 	r := m.remotes[id-1]
+	if r.ch != nil && !r.ch.opened && !r.ch.closed {
+		// It was opened, and said something, before it was closed.
+		m.mu.Unlock()
+		m.calls.Lock()
+		err := m.openAll()
+		m.calls.Unlock()
+		if err != nil {
+			return err
+		}
+		m.mu.Lock()
+		if m.remotes == nil || m.remotes[id-1] != r {
+			m.mu.Unlock()
+			return nil
+		}
+	}
 	m.remotes[id-1] = nil
 	m.drop(r)
 	if i := slices.Index(m.held, r); i >= 0 {
 		m.held = slices.Delete(m.held, i, i+1)
 	}
 	if r.ch == nil {
-		m.mu.Unlock()
-		return nil
+		// The other side keeps the number until it hears of it.
+		defer m.mu.Unlock()
+		return m.send(control, typeReject, compact.AppendUint(nil, id))
 	}
 	return m.closed(r.ch, ErrRemoteClosed)
 }

@@ -8,6 +8,8 @@ var (
 	ErrProtocol = errors.New("mux: protocol violation")
 	// ErrSlow says that the other side does not read what it is sent.
 	ErrSlow = errors.New("mux: other side does not read")
+	// ErrTooLarge says that a message is larger than Send takes.
+	ErrTooLarge = errors.New("mux: message is too large")
 	// ErrExists says that a channel is open already.
 	ErrExists = errors.New("mux: channel is open already")
 	// ErrTooMany says that there are as many channels as there may be.

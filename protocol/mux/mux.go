@@ -18,8 +18,8 @@
 // # Goroutines
 //
 // [Mux.Run] reads on the goroutine that calls it and writes on one more.
-// Handlers are called one at a time, in the order of the wire. They must not
-// block: while one does, nothing is read.
+// Handlers are called one at a time, in the order of the wire, mostly by the
+// first. They must not block: while one does, nothing is read.
 //
 // # Backpressure
 //
@@ -50,6 +50,8 @@ type Stream interface {
 	Backlog() (n int, ok bool)
 	// SetMaxMessage limits the messages that are read; 0 is the usual limit.
 	SetMaxMessage(n int)
+	// CloseWrite ends what is sent: the other side reads it to the end.
+	CloseWrite() error
 	Close() error
 }
 
@@ -75,7 +77,17 @@ type Config struct {
 	Window int
 	// Pace limits producers; nil does not.
 	Pace Pacer
+	// Stall is how long the other side may acknowledge nothing while there is
+	// more to send than the Window lets, and how long this side may leave a
+	// channel unopened for which more came than is kept; 0 is 30 s.
+	Stall time.Duration
 }
+
+// maxSend is the largest message that Send takes: what every peer reads.
+const maxSend = 48 << 10
+
+// lastWords is how long Finish waits for the other side.
+const lastWords = 2 * time.Second
 
 // maxEarly bounds what waits for channels that this side has not opened, with
 // earlyCost for each message.
@@ -92,19 +104,21 @@ type Mux struct {
 	wake   chan struct{} // capacity 1: the writer has something to look at
 
 	mu        sync.Mutex
-	released  sync.Cond  // on mu: fewer early messages, or the end
-	locals    []*Channel // by local id - 1; guarded by mu, like all below
-	free      []uint64   // local ids to be used again, last first
-	remotes   []*remote  // by remote id - 1
-	held      []*remote  // opened by the other side alone, in order
-	waiting   []*Channel // opened by this side alone, in order
-	paired    []*Channel // opened by both, Opened not yet called
-	early     int        // cost of the early messages
-	queue     Batch
-	hold      time.Time // producers are not asked before
-	turn      int       // whose turn it is to produce
-	err       error     // why it ended
-	finishing bool      // it ends when the queue is written
+	released  sync.Cond        // on mu: fewer early messages, or the end
+	locals    []*Channel       // by local id - 1; guarded by mu, like all below
+	free      []uint64         // local ids to be used again, last first
+	remotes   []*remote        // by remote id - 1
+	held      []*remote        // opened by the other side alone, in order
+	waiting   []*Channel       // opened by this side alone, in order
+	paired    []*Channel       // opened by both, Opened not yet called
+	early     int              // cost of the early messages
+	queue     []Batch          // small messages, in frames
+	queued    int              // bytes in them
+	hold      time.Time        // producers are not asked before
+	level     uint64           // bytes produced by whose turn it was last
+	limits    map[*Channel]int // what channels asked of SetMaxMessage
+	err       error            // why it ended
+	finishing bool             // it ends when the queue is written
 
 	calls sync.Mutex // held while a handler is called
 }
@@ -127,7 +141,10 @@ func New(s Stream, cfg Config) *Mux {
 	if cfg.MaxQueue == 0 {
 		cfg.MaxQueue = 128 << 10
 	}
-	m := &Mux{stream: s, cfg: cfg, wake: make(chan struct{}, 1)}
+	if cfg.Stall == 0 {
+		cfg.Stall = 30 * time.Second
+	}
+	m := &Mux{stream: s, cfg: cfg, wake: make(chan struct{}, 1), limits: map[*Channel]int{}}
 	m.released.L = &m.mu
 	return m
 }
@@ -151,7 +168,7 @@ func (m *Mux) Run() error {
 			all = append(all, c)
 		}
 	}
-	m.locals, m.remotes, m.held, m.waiting = nil, nil, nil, nil
+	m.locals, m.remotes, m.held, m.waiting, m.paired = nil, nil, nil, nil, nil
 	m.mu.Unlock()
 	m.calls.Lock()
 	defer m.calls.Unlock()
@@ -164,8 +181,8 @@ func (m *Mux) Run() error {
 // Close ends the connection; Run returns.
 func (m *Mux) Close() { m.fail(ErrClosed) }
 
-// Finish ends the connection when what is queued was written; producers are not
-// asked any more.
+// Finish ends the connection when what is queued was written and the other side
+// had time to read it; producers are not asked, and handlers not called, any more.
 func (m *Mux) Finish() {
 	m.mu.Lock()
 	m.finishing = true
@@ -175,10 +192,6 @@ func (m *Mux) Finish() {
 
 // Fail ends the connection with an error, which Run returns.
 func (m *Mux) Fail(err error) { m.fail(err) }
-
-// SetMaxMessage limits the messages that are read from now on; 0 is the usual
-// limit of the stream.
-func (m *Mux) SetMaxMessage(n int) { m.stream.SetMaxMessage(n) }
 
 // fail ends the connection with the first error.
 func (m *Mux) fail(err error) {
@@ -201,17 +214,26 @@ func (m *Mux) signal() {
 
 // send queues a message. mu is held.
 func (m *Mux) send(ch, typ uint64, payload []byte) error {
-	if m.err != nil {
+	switch {
+	case m.err != nil:
 		return m.err
-	}
-	if len(m.queue.buf)+len(payload) > m.cfg.MaxQueue {
+	case len(payload) > maxSend:
+		return fmt.Errorf("%w: %d bytes", ErrTooLarge, len(payload))
+	case m.queued+len(payload) > m.cfg.MaxQueue:
 		m.err = ErrSlow
 		m.released.Broadcast()
 		m.signal()
 		m.stream.Close()
 		return m.err
 	}
-	m.queue.close(append(m.queue.open(ch, typ, len(payload)), payload...))
+	if n := len(m.queue); n == 0 || m.queue[n-1].Full() {
+		m.queue = slices.Grow(m.queue, 1)[:n+1]
+		m.queue[n].reset()
+	}
+	q := &m.queue[len(m.queue)-1]
+	before := len(q.buf)
+	q.close(append(q.open(ch, typ, len(payload)), payload...))
+	m.queued += len(q.buf) - before
 	m.signal()
 	return nil
 }
@@ -222,10 +244,19 @@ func (m *Mux) read() error {
 		if err != nil {
 			return err
 		}
+		if m.isFinishing() {
+			continue // what it still says is of no interest
+		}
 		if err := m.frame(b); err != nil {
 			return err
 		}
 	}
+}
+
+func (m *Mux) isFinishing() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.finishing
 }
 
 // frame takes one frame apart.
@@ -272,29 +303,48 @@ func (m *Mux) message(ch uint64, b []byte) error {
 		return m.control(typ, payload)
 	}
 	m.mu.Lock()
+	if m.err != nil {
+		m.mu.Unlock()
+		return m.err
+	}
 	var c *Channel
 	if ch <= uint64(len(m.remotes)) && m.remotes[ch-1] != nil {
 		r := m.remotes[ch-1]
+		var timer *time.Timer
 		for c = r.ch; c == nil || !c.opened; c = r.ch {
-			if m.err != nil {
-				m.mu.Unlock()
-				return m.err
-			}
 			if r.ch != nil && r.ch.closed {
 				break
 			}
 			if cost := len(b) + earlyCost; m.early+cost <= maxEarly {
 				r.early = append(r.early, slices.Clone(b))
 				m.early += cost
-				m.mu.Unlock()
-				return nil
+				break
 			}
-			m.released.Wait() // until somebody opens it
+			if timer == nil {
+				timer = time.AfterFunc(m.cfg.Stall, func() { m.fail(fmt.Errorf("%w: nobody opens channel %d", ErrSlow, ch)) })
+				defer timer.Stop()
+			}
+			if len(m.paired) > 0 { // it was opened, and is not yet told so
+				m.mu.Unlock()
+				if err := m.open(); err != nil {
+					return err
+				}
+				m.mu.Lock()
+			} else {
+				m.released.Wait() // until somebody opens it
+			}
+			if m.err != nil {
+				m.mu.Unlock()
+				return m.err
+			}
+		}
+		if c != nil && !c.opened {
+			c = nil
 		}
 	}
 	m.mu.Unlock()
 	if c == nil {
-		return nil // closed meanwhile
+		return nil // it waits, or was closed meanwhile
 	}
 	return m.call(func() error {
 		if c.isClosed() {
@@ -343,9 +393,12 @@ func (m *Mux) openAll() error {
 		}
 		c := m.paired[0]
 		m.paired = m.paired[1:]
-		r := c.remote
+		r, closed, err := c.remote, c.closed, m.err
 		m.mu.Unlock()
-		if r == nil {
+		if err != nil {
+			return err
+		}
+		if r == nil || closed {
 			continue
 		}
 		if err := c.handler.Opened(r.handshake); err != nil {

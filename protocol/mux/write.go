@@ -1,6 +1,9 @@
 package mux
 
-import "time"
+import (
+	"fmt"
+	"time"
+)
 
 // writer is the state of the writing goroutine.
 type writer struct {
@@ -11,6 +14,8 @@ type writer struct {
 	fresh bool // it was asked for in this round
 	ask   bool // it must be
 	tries int  // waits in a row for the transport
+	stuck int  // bytes on their way, the fewest since
+	since time.Time
 	timer *time.Timer
 }
 
@@ -46,6 +51,9 @@ func (m *Mux) write() error {
 		if wait <= 0 {
 			continue
 		}
+		if wait > lastWait {
+			w.trim()
+		}
 		w.timer.Reset(wait)
 		select {
 		case <-m.wake:
@@ -59,11 +67,12 @@ func (w *writer) trim() {
 	if cap(w.b.buf) > keptBuffer {
 		w.b.buf = nil
 	}
-	w.m.mu.Lock()
-	if w.m.queue.n == 0 && cap(w.m.queue.buf) > keptBuffer {
-		w.m.queue.buf = nil
+	m := w.m
+	m.mu.Lock()
+	if q := m.queue[:cap(m.queue)]; len(m.queue) == 0 && len(q) > 0 && (len(q) > 1 || cap(q[0].buf) > keptBuffer) {
+		m.queue = nil
 	}
-	w.m.mu.Unlock()
+	m.mu.Unlock()
 }
 
 // round sends one frame. If there is nothing to send, it returns until when to
@@ -77,17 +86,25 @@ func (w *writer) round() (time.Time, error) {
 		return time.Time{}, m.err
 	}
 	w.b.reset()
-	w.b, m.queue = m.queue, w.b
+	if n := len(m.queue); n > 0 {
+		// The first frame of the queue; producers may add to it.
+		q := m.queue[0]
+		w.b.load(&q)
+		m.queued -= len(q.buf)
+		copy(m.queue, m.queue[1:])
+		m.queue[n-1], m.queue = q, m.queue[:n-1]
+	}
 	now := time.Now()
 	hold, finishing := m.hold, m.finishing
 	m.mu.Unlock()
 	if finishing && w.b.n == 0 {
-		return time.Time{}, ErrClosed
+		return time.Time{}, w.finish()
 	}
 	var next time.Time
 	full := false
 	switch {
 	case finishing:
+	case w.b.Full():
 	case hold.After(now):
 		next = hold
 	default:
@@ -100,6 +117,9 @@ func (w *writer) round() (time.Time, error) {
 			return now, nil
 		}
 		if full {
+			if err := w.stall(now); err != nil {
+				return time.Time{}, err
+			}
 			w.tries++
 			t := now.Add(min(firstWait<<min(w.tries-1, 5), lastWait))
 			if next.IsZero() || t.Before(next) {
@@ -108,7 +128,7 @@ func (w *writer) round() (time.Time, error) {
 		}
 		return next, nil
 	}
-	w.tries = 0
+	w.tries, w.since = 0, time.Time{}
 	frame := w.b.frame()
 	if err := m.stream.WriteMessage(frame); err != nil {
 		return time.Time{}, err
@@ -121,6 +141,38 @@ func (w *writer) round() (time.Time, error) {
 		m.mu.Unlock()
 	}
 	return now, nil
+}
+
+// finish tells the other side that this was all, and waits until it heard it.
+func (w *writer) finish() error {
+	if w.m.stream.CloseWrite() != nil {
+		return ErrClosed
+	}
+	w.timer.Reset(lastWords)
+	for {
+		select {
+		case <-w.m.wake:
+			w.m.mu.Lock()
+			err := w.m.err
+			w.m.mu.Unlock()
+			if err != nil { // it read to the end and closed, or what else happened
+				return ErrClosed
+			}
+		case <-w.timer.C:
+			return ErrClosed
+		}
+	}
+}
+
+// stall cuts a peer off that acknowledges nothing of what is on its way.
+func (w *writer) stall(now time.Time) error {
+	if w.since.IsZero() || w.b.backlog < w.stuck {
+		w.since, w.stuck = now, w.b.backlog
+	}
+	if now.Sub(w.since) > w.m.cfg.Stall {
+		return fmt.Errorf("%w: %d bytes for %v", ErrSlow, w.stuck, w.m.cfg.Stall)
+	}
+	return nil
 }
 
 // measure sets the batch's idea of what is on its way. The transport is asked
@@ -152,18 +204,17 @@ func (w *writer) produce(now time.Time) (next time.Time, full bool) {
 		if c == nil {
 			return at, full
 		}
-		before := w.b.n
+		n, size := w.b.n, len(w.b.buf)
 		w.b.from, w.b.refused = c.local, false
 		t := c.producer.Produce(&w.b)
+		w.b.abandon()
 		m.mu.Lock()
-		if w.b.n > before || w.b.refused {
+		if w.b.n > n || w.b.refused {
 			c.ready = true // it may have more
 		} else {
 			c.next = t
 		}
-		if w.b.refused && w.b.n == before {
-			m.turn-- // it is still its turn
-		}
+		c.spent += uint64(len(w.b.buf) - size)
 		m.mu.Unlock()
 		if w.b.Full() || time.Since(now) > maxGather {
 			return now, full // the other side has something to do meanwhile
@@ -174,13 +225,11 @@ func (w *writer) produce(now time.Time) (next time.Time, full bool) {
 	}
 }
 
-// nextProducer returns the channel whose turn it is, or when the first one will
-// want to be asked. The channel is no longer ready. mu is held.
-func (m *Mux) nextProducer(now time.Time) (*Channel, time.Time) {
-	var next time.Time
-	for i := range m.locals {
-		k := (m.turn + i) % len(m.locals)
-		c := m.locals[k]
+// nextProducer returns the channel whose turn it is, the one that has produced
+// least of those that have something, or when the first one will want to be
+// asked. The channel is no longer ready. mu is held.
+func (m *Mux) nextProducer(now time.Time) (least *Channel, next time.Time) {
+	for _, c := range m.locals {
 		if c == nil || c.producer == nil || c.closed || !c.opened {
 			continue
 		}
@@ -193,11 +242,16 @@ func (m *Mux) nextProducer(now time.Time) (*Channel, time.Time) {
 			}
 			c.ready = true
 		}
-		if c.ready {
-			c.ready, c.next = false, time.Time{}
-			m.turn = k + 1
-			return c, next
+		if c.ready && (least == nil || c.spent < least.spent) {
+			least = c
 		}
 	}
-	return nil, next
+	if least == nil {
+		return nil, next
+	}
+	// Who had nothing to send has saved up nothing.
+	m.level = max(m.level, least.spent)
+	least.spent = m.level
+	least.ready, least.next = false, time.Time{}
+	return least, next
 }

@@ -104,10 +104,9 @@ func (u *upstream) drain() error {
 
 // adapt learns how large blocks are, and from that how many to have in flight.
 func (u *upstream) adapt(size int) {
-	if u.average == 0 {
-		u.average = size
+	if u.average += (size - u.average) / 8; u.average < size {
+		u.average = size // larger ones may follow
 	}
-	u.average += (size - u.average) / 8
 	limit := min(max(u.b.cfg.InFlight/(u.average+64), 2), maxAsks)
 	switch {
 	case u.window < limit:

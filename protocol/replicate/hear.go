@@ -67,8 +67,10 @@ func (h *sellerHandler) Message(typ uint64, b []byte) error {
 			return bad("noData", err)
 		}
 		if a, ok := s.asks.take(n.Request); ok {
-			return a.reply(nil, ErrUnavailable)
+			err = a.reply(nil, ErrUnavailable)
 		}
+		s.answered()
+		return err
 	case typeWant:
 		w, _, err := ParseWant(b)
 		if err != nil {
@@ -87,10 +89,12 @@ func (h *sellerHandler) Message(typ uint64, b []byte) error {
 
 // onData takes an answer of the peer. mu is held.
 func (s *Seller) onData(d *Data) error {
+	var err error
 	if a, ok := s.asks.take(d.Request); ok {
-		return a.reply(d, nil)
+		err = a.reply(d, nil)
 	}
-	return nil
+	s.answered()
+	return err
 }
 
 // onSync notes where the peer stands. mu is held.

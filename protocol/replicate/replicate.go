@@ -90,6 +90,10 @@ func logger(l *slog.Logger) *slog.Logger {
 	return l
 }
 
+// MaxMessage is the longest message of the connection that a [Buyer] must be able
+// to read: stock peers put 8 MiB of answers into one, and what goes over it.
+const MaxMessage = 8<<20 + 1<<20 + 64<<10
+
 // maxAsks is how many requests a peer of ours has in flight at most.
 const maxAsks = 1024
 

@@ -59,6 +59,9 @@ func (s *Seller) announce(b *mux.Batch, now time.Time) (next time.Time) {
 		if s.requests.n == 0 {
 			s.blocks.Release()
 		}
+		if s.settling == nil {
+			s.ch.SetMaxMessage(0) // who was asked did not answer, nor will
+		}
 		b.End(s.sync().Append(b.Begin(typeSync, 32)), 0)
 		idle = now.Add(resync)
 	}

@@ -177,7 +177,7 @@ func (s *Seller) fetch() error {
 	if t.length-t.next > maxReturned {
 		t.next = t.length - maxReturned
 	}
-	s.cfg.Session.Mux.SetMaxMessage(maxReturnedBlock)
+	s.ch.SetMaxMessage(maxReturnedBlock)
 	for t.fetching < 8 && t.next < t.length {
 		i := t.next
 		t.next++
@@ -213,7 +213,6 @@ func (s *Seller) settled(head *merkle.Head) {
 	t := s.settling
 	s.settling = nil
 	s.cancelAll()
-	s.cfg.Session.Mux.SetMaxMessage(0)
 	err := s.feed.Settle(head, max(t.claimed, s.remote.Fork))
 	if err == nil && !s.feed.Settled(s.remote.Fork, s.remote.Length) {
 		err = ErrTooOld // it shows what cannot be
@@ -234,6 +233,14 @@ func (s *Seller) tooOld() {
 	s.send(typeSync, Sync{Fork: t.fork, Length: t.length, HasManifest: true}.Append(nil))
 	s.ch.Close()
 	s.why = ErrTooOld
+}
+
+// answered lowers the limit for messages again when no block can be on its way
+// any more. mu is held.
+func (s *Seller) answered() {
+	if s.settling == nil && s.asks.n == 0 && len(s.asks.free) == len(s.asks.slots) {
+		s.ch.SetMaxMessage(0)
+	}
 }
 
 // cancelAll takes all requests back. mu is held.

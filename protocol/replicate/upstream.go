@@ -30,7 +30,7 @@ type upstream struct {
 	early   map[uint64]block
 	held    int  // bytes in early
 	window  int  // how many blocks may be in flight
-	average int  // bytes of a block, about
+	average int  // bytes of a block, about, of the larger ones
 	upgrade bool // a head is asked for
 	missing bool // block refused was refused; nothing is asked for until it is clear where to go on
 	refused uint64

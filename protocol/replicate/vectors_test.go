@@ -349,6 +349,7 @@ func (s *tape) Close() error {
 
 func (s *tape) Backlog() (int, bool) { return 0, true }
 func (s *tape) SetMaxMessage(int)    {}
+func (s *tape) CloseWrite() error    { return s.Close() }
 
 func (s *tape) feed(b []byte) {
 	s.mu.Lock()

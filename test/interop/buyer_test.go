@@ -108,7 +108,7 @@ type visit struct {
 
 func dial(t *testing.T, port int, b *replicate.Buyer) *visit {
 	t.Helper()
-	c, err := secretstream.Dial(context.Background(), fmt.Sprintf("127.0.0.1:%d", port), secretstream.Config{Static: key(9), MaxMessage: 2 << 20})
+	c, err := secretstream.Dial(context.Background(), fmt.Sprintf("127.0.0.1:%d", port), secretstream.Config{Static: key(9), MaxMessage: replicate.MaxMessage})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -191,6 +191,22 @@ func TestStockSeller(t *testing.T) {
 	var errs []string
 	if p.do(`return s.errors`, nil, &errs); len(errs) > 0 {
 		t.Error(errs)
+	}
+}
+
+// TestStockSellerLarge downloads large blocks, of which a stock seller puts many
+// into one message, at once and behind small ones.
+func TestStockSellerLarge(t *testing.T) {
+	for name, all := range map[string][]int{
+		"large": sizes(150, 100<<10), "larger": sizes(40, 900<<10), "behind small ones": append(sizes(3000, 10), sizes(150, 100<<10)...),
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, port, k := stockSeller(t, `await more(0, a.sizes)`, map[string]any{"sizes": all})
+			in := newInbox()
+			dial(t, port, newBuyer(t, k, in, nil))
+			in.wait(t, "download", func() bool { return len(in.blocks) == len(all) })
+			in.check(t, 0, len(all), func(i int) int { return all[i] })
+		})
 	}
 }
 

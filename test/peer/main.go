@@ -184,7 +184,7 @@ func buy(port int, key string, blocks int) error {
 		return err
 	}
 	start := time.Now()
-	c, err := secretstream.Dial(context.Background(), fmt.Sprintf("127.0.0.1:%d", port), secretstream.Config{Static: static(2), MaxMessage: 2 << 20})
+	c, err := secretstream.Dial(context.Background(), fmt.Sprintf("127.0.0.1:%d", port), secretstream.Config{Static: static(2), MaxMessage: replicate.MaxMessage})
 	if err != nil {
 		return err
 	}
