@@ -9,6 +9,7 @@
 package market
 
 import (
+	"context"
 	"crypto/ed25519"
 	"crypto/rand"
 	"errors"
@@ -48,7 +49,8 @@ const (
 	replaceEvery = 5 * time.Second
 )
 
-// maxStrangers is how many connections without a sale there may be.
+// maxStrangers is how many connections without a sale there may be; then the
+// oldest makes place.
 const maxStrangers = 64
 
 // Offer sells feeds of one log. All methods are safe for concurrent use.
@@ -91,7 +93,9 @@ func (o *Offer) key() [32]byte { return [32]byte(o.cfg.Key[ed25519.SeedSize:]) }
 
 // Listen sells on a TCP address and returns the one that it got.
 func (o *Offer) Listen(address string) (net.Addr, error) {
-	ln, err := net.Listen("tcp", address)
+	// The stream has keepalives of its own.
+	lc := net.ListenConfig{KeepAlive: -1}
+	ln, err := lc.Listen(context.Background(), "tcp", address)
 	if err != nil {
 		return nil, err
 	}
@@ -120,23 +124,34 @@ func (o *Offer) accept(l *secretstream.Listener) {
 			}
 			return
 		}
-		s := newSession(o, c)
+		s := newSession(o, c, l)
 		o.mu.Lock()
-		ok := !o.closed && len(o.all)-len(o.buyers) < maxStrangers
-		if ok {
-			o.all[s] = true
-			o.wg.Add(1)
-		}
-		o.mu.Unlock()
-		if !ok {
+		if o.closed {
+			o.mu.Unlock()
 			c.Close()
-			continue
+			return
 		}
+		if len(o.all)-len(o.buyers) >= maxStrangers {
+			o.oldest().mux.Close()
+		}
+		o.all[s] = true
+		o.wg.Add(1)
+		o.mu.Unlock()
 		go func() {
 			defer o.wg.Done()
 			s.run()
 		}()
 	}
+}
+
+// oldest returns the oldest session without a feed. mu is held, and there is one.
+func (o *Offer) oldest() (old *session) {
+	for s := range o.all {
+		if o.buyers[s.buyer] != s && (old == nil || s.came.Before(old.came)) {
+			old = s
+		}
+	}
+	return old
 }
 
 // watch tells sellers that the log changed, and buyers what they have.
@@ -219,6 +234,7 @@ func (o *Offer) Stats() Stats {
 		st.Strangers.Refused += c.Refused
 		st.Strangers.Admitted += c.Admitted
 		st.Strangers.Failed += c.Failed
+		st.Strangers.Evicted += c.Evicted
 	}
 	return st
 }

@@ -20,6 +20,8 @@ type session struct {
 	conn  *secretstream.Conn
 	mux   *mux.Mux
 	buyer [32]byte
+	from  *secretstream.Listener
+	came  time.Time
 	since time.Time // when it got a feed; guarded by o.mu
 
 	mu     sync.Mutex
@@ -29,8 +31,8 @@ type session struct {
 	over   bool
 }
 
-func newSession(o *Offer, c *secretstream.Conn) *session {
-	s := &session{o: o, conn: c, buyer: c.Remote()}
+func newSession(o *Offer, c *secretstream.Conn, from *secretstream.Listener) *session {
+	s := &session{o: o, conn: c, buyer: c.Remote(), from: from, came: time.Now()}
 	share := o.cfg.Uplink.Share(o.cfg.BuyerRate)
 	s.mux = mux.New(c, mux.Config{Accept: s.accept, MaxChannels: 8, Window: share.Window(), Pace: share})
 	return s
@@ -192,6 +194,7 @@ func (h *handler) Opened(hs dazaar.Handshake) error {
 		return err
 	}
 	s.feed = f
+	s.from.Favor(s.conn.RemoteAddr())
 	s.o.log.Info("buyer", "buyer", fmt.Sprintf("%x", s.buyer[:4]), "from", s.conn.RemoteAddr(), "agent", fmt.Sprintf("%.40q", hs.Agent))
 	s.give()
 	return nil

@@ -11,23 +11,11 @@ import (
 
 	"dazaar-edge/feed"
 	"dazaar-edge/feed/block"
+	"dazaar-edge/feed/feedtest"
 	"dazaar-edge/sensors"
 	"dazaar-edge/storage"
 	"dazaar-edge/storage/faultfs"
 )
-
-type noKeys struct{}
-
-func (noKeys) FeedSeed([32]byte, uint64) (s [32]byte, err error) { return s, nil }
-func (noKeys) SignDevice([]byte) []byte                          { return nil }
-
-type noSales struct{ epoch feed.Epoch }
-
-func (*noSales) Load([32]byte) (s feed.SaleState, ok bool, err error) { return s, false, nil }
-func (*noSales) Save(map[[32]byte]feed.SaleState) error               { return nil }
-func (*noSales) Each(func([32]byte, feed.SaleState) bool) error       { return nil }
-func (n *noSales) Epoch() (feed.Epoch, error)                         { return n.epoch, nil }
-func (n *noSales) SetEpoch(e feed.Epoch) error                        { n.epoch = e; return nil }
 
 // testClock runs by itself, a second at each look.
 type testClock struct {
@@ -73,7 +61,7 @@ func (s *testSource) Close() error { s.closed.Store(true); return nil }
 type rig struct {
 	t     *testing.T
 	disk  *faultfs.Disk
-	sales noSales
+	sales feedtest.Sales
 	clock *testClock
 	src   *testSource
 	log   *feed.Log
@@ -86,7 +74,7 @@ func (r *rig) start() {
 	r.t.Helper()
 	var err error
 	r.log, err = feed.Open(feed.Config{
-		FS: r.disk, Dir: "/log", MaxSize: 64 << 16, SegmentSize: 1 << 16, Name: "air", Keys: noKeys{}, Sales: &r.sales,
+		FS: r.disk, Dir: "/log", MaxSize: 64 << 16, SegmentSize: 1 << 16, Name: "air", Keys: feedtest.Keys{}, Sales: &r.sales,
 		Now: func() block.Stamp { return stamp(r.clock.Now()) },
 	})
 	if err != nil {
@@ -130,7 +118,7 @@ func (r *rig) reads(n int) {
 func (r *rig) blocks() (packs []*block.Pack, entries []*block.Entry) {
 	r.t.Helper()
 	l, err := feed.Open(feed.Config{
-		FS: r.disk, Dir: "/log", MaxSize: 64 << 16, Name: "air", Keys: noKeys{}, Sales: &r.sales,
+		FS: r.disk, Dir: "/log", MaxSize: 64 << 16, Name: "air", Keys: feedtest.Keys{}, Sales: &r.sales,
 		Now: func() block.Stamp { return stamp(r.clock.Now()) },
 	})
 	if err != nil {

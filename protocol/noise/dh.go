@@ -39,36 +39,54 @@ func parsePoint(b []byte) (*edwards25519.Point, error) {
 	return p, nil
 }
 
+// scalar returns the secret scalar of an Ed25519 seed (RFC 8032, section 5.1.5).
+func scalar(seed []byte) (*edwards25519.Scalar, error) {
+	h := sha512.Sum512(seed)
+	return edwards25519.NewScalar().SetBytesWithClamping(h[:32])
+}
+
 // DH returns the product of the point public and the secret scalar of an
 // Ed25519 seed, compressed. It fails with [ErrPoint].
 func DH(seed, public []byte) ([]byte, error) {
-	if len(seed) != ed25519.SeedSize {
-		return nil, fmt.Errorf("noise: a seed has %d bytes, this one has %d", ed25519.SeedSize, len(seed))
-	}
-	p, err := parsePoint(public)
-	if err != nil {
-		return nil, err
-	}
-	h := sha512.Sum512(seed)
-	s, err := edwards25519.NewScalar().SetBytesWithClamping(h[:32])
-	if err != nil {
-		return nil, err
-	}
-	return p.ScalarMult(s, p).Bytes(), nil
+	return new(dh).DH(seed, public)
 }
 
-// dh is the DH function of package flynn/noise; private keys are seeds.
-type dh struct{}
+// dh is the DH function of package flynn/noise for one handshake; private keys
+// are seeds.
+type dh struct {
+	public []byte              // that was checked last, as a handshake uses each twice
+	point  *edwards25519.Point // the same
+}
 
-func (dh) GenerateKeypair(rng io.Reader) (flynn.DHKey, error) {
+func (*dh) GenerateKeypair(rng io.Reader) (flynn.DHKey, error) {
 	seed := make([]byte, ed25519.SeedSize)
 	if _, err := io.ReadFull(rng, seed); err != nil {
 		return flynn.DHKey{}, err
 	}
-	priv := ed25519.NewKeyFromSeed(seed)
-	return flynn.DHKey{Private: seed, Public: priv[ed25519.SeedSize:]}, nil
+	s, err := scalar(seed)
+	if err != nil {
+		return flynn.DHKey{}, err
+	}
+	return flynn.DHKey{Private: seed, Public: new(edwards25519.Point).ScalarBaseMult(s).Bytes()}, nil
 }
 
-func (dh) DH(seed, public []byte) ([]byte, error) { return DH(seed, public) }
-func (dh) DHLen() int                             { return KeySize }
-func (dh) DHName() string                         { return "Ed25519" }
+func (d *dh) DH(seed, public []byte) ([]byte, error) {
+	if len(seed) != ed25519.SeedSize {
+		return nil, fmt.Errorf("noise: a seed has %d bytes, this one has %d", ed25519.SeedSize, len(seed))
+	}
+	if d.point == nil || !bytes.Equal(d.public, public) {
+		p, err := parsePoint(public)
+		if err != nil {
+			return nil, err
+		}
+		d.public, d.point = bytes.Clone(public), p
+	}
+	s, err := scalar(seed)
+	if err != nil {
+		return nil, err
+	}
+	return new(edwards25519.Point).ScalarMult(s, d.point).Bytes(), nil
+}
+
+func (*dh) DHLen() int     { return KeySize }
+func (*dh) DHName() string { return "Ed25519" }

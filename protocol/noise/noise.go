@@ -93,7 +93,7 @@ func New(cfg Config) (*Handshake, error) {
 		cfg.Rand = rand.Reader
 	}
 	c := flynn.Config{
-		CipherSuite:   flynn.NewCipherSuite(dh{}, flynn.CipherChaChaPoly, flynn.HashBLAKE2b),
+		CipherSuite:   flynn.NewCipherSuite(&dh{}, flynn.CipherChaChaPoly, flynn.HashBLAKE2b),
 		Random:        cfg.Rand,
 		Pattern:       flynn.HandshakeXX,
 		Initiator:     cfg.Initiator,

@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/ed25519"
-	"crypto/sha256"
 	"encoding/hex"
 	"log/slog"
 	"net"
@@ -17,6 +16,7 @@ import (
 
 	"dazaar-edge/feed"
 	"dazaar-edge/feed/block"
+	"dazaar-edge/feed/feedtest"
 	"dazaar-edge/feed/merkle"
 	"dazaar-edge/protocol/mux"
 	"dazaar-edge/protocol/replicate"
@@ -24,57 +24,11 @@ import (
 	"dazaar-edge/storage/durable"
 )
 
-// keys derive from nothing but names.
-type keys struct{}
-
-func (keys) FeedSeed(buyer [32]byte, generation uint64) ([32]byte, error) {
-	return sha256.Sum256(append(buyer[:], byte(generation))), nil
-}
-func (keys) SignDevice(m []byte) []byte {
-	return ed25519.Sign(ed25519.NewKeyFromSeed(make([]byte, 32)), m)
-}
-
-// sales live as long as the test.
-type sales struct {
-	mu    sync.Mutex
-	m     map[[32]byte]feed.SaleState
-	epoch feed.Epoch
-}
-
-func (s *sales) Load(b [32]byte) (feed.SaleState, bool, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	st, ok := s.m[b]
-	return st, ok, nil
-}
-
-func (s *sales) Save(m map[[32]byte]feed.SaleState) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for b, st := range m {
-		s.m[b] = st
-	}
-	return nil
-}
-
-func (s *sales) Each(f func([32]byte, feed.SaleState) bool) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for b, st := range s.m {
-		if !f(b, st) {
-			break
-		}
-	}
-	return nil
-}
-func (s *sales) Epoch() (feed.Epoch, error)  { return s.epoch, nil }
-func (s *sales) SetEpoch(e feed.Epoch) error { s.epoch = e; return nil }
-
 // shop is a log on disk with a TCP address at which its feeds are to be had.
 type shop struct {
 	t       testing.TB
 	dir     string
-	sales   *sales
+	sales   *feedtest.Sales
 	log     *feed.Log
 	port    int
 	up      *replicate.Uplink
@@ -97,7 +51,7 @@ func newShop(t testing.TB, dir string, maxSize int64) *shop {
 	if dir == "" {
 		dir = t.TempDir()
 	}
-	s := &shop{t: t, dir: dir, sales: &sales{m: map[[32]byte]feed.SaleState{}}, up: &replicate.Uplink{Coalesce: time.Millisecond}}
+	s := &shop{t: t, dir: dir, sales: &feedtest.Sales{}, up: &replicate.Uplink{Coalesce: time.Millisecond}}
 	s.maxSize = maxSize
 	s.open(maxSize)
 	t.Cleanup(s.close)
@@ -108,7 +62,7 @@ func (s *shop) open(maxSize int64) {
 	s.t.Helper()
 	var err error
 	s.log, err = feed.Open(feed.Config{
-		FS: durable.OS(), Dir: s.dir, MaxSize: maxSize, Name: "shop", Encoding: block.Raw, Keys: keys{}, Sales: s.sales,
+		FS: durable.OS(), Dir: s.dir, MaxSize: maxSize, Name: "shop", Encoding: block.Raw, Keys: feedtest.Keys{}, Sales: s.sales,
 		Now: func() block.Stamp { return block.Stamp{Boot: 1} },
 	})
 	if err != nil {

@@ -34,6 +34,7 @@ var allowed = map[string][]string{
 	"feed/block":            {},
 	"feed":                  {"feed/merkle", "feed/block", "storage", "storage/durable", "protocol/compact"},
 	"feed/sales":            {"feed", "storage", "storage/db"},
+	"feed/feedtest":         {"feed"},
 	"storage/...":           {"storage/durable"},
 	"storage":               {"storage/durable", "storage/page", "storage/marks"},
 	"storage/marks":         {"storage/durable", "storage/page"},

@@ -26,6 +26,7 @@ import (
 
 	"dazaar-edge/feed"
 	"dazaar-edge/feed/block"
+	"dazaar-edge/feed/feedtest"
 	"dazaar-edge/feed/merkle"
 	"dazaar-edge/protocol/mux"
 	"dazaar-edge/protocol/replicate"
@@ -80,21 +81,9 @@ func rss() (n int) {
 	return n
 }
 
-// nobody keeps no sales and derives all keys from nothing.
-type nobody struct{ e feed.Epoch }
-
-func (*nobody) FeedSeed([32]byte, uint64) ([32]byte, error)          { return [32]byte{1}, nil }
-func (*nobody) SignDevice([]byte) []byte                             { return nil }
-func (*nobody) Load([32]byte) (s feed.SaleState, ok bool, err error) { return s, false, nil }
-func (*nobody) Save(map[[32]byte]feed.SaleState) error               { return nil }
-func (*nobody) Each(func([32]byte, feed.SaleState) bool) error       { return nil }
-func (n *nobody) Epoch() (feed.Epoch, error)                         { return n.e, nil }
-func (n *nobody) SetEpoch(e feed.Epoch) error                        { n.e = e; return nil }
-
 func sell(dir string, blocks, size int) error {
-	n := &nobody{}
 	log, err := feed.Open(feed.Config{
-		FS: durable.OS(), Dir: dir, MaxSize: 8 << 30, Name: "peer", Encoding: block.Raw, Keys: n, Sales: n,
+		FS: durable.OS(), Dir: dir, MaxSize: 8 << 30, Name: "peer", Encoding: block.Raw, Keys: feedtest.Keys{}, Sales: &feedtest.Sales{},
 		Now: func() block.Stamp { return block.Stamp{Boot: 1} }, CommitEvery: time.Minute, CommitBytes: 1 << 20,
 	})
 	if err != nil {
