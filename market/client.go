@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"sync"
 	"time"
 
@@ -24,6 +25,8 @@ var (
 	ErrUnreachable = errors.New("market: the seller cannot be reached")
 	// ErrRefused says that the seller does not sell, or no longer.
 	ErrRefused = errors.New("market: refused by the seller")
+	// ErrBusy says that the seller serves nobody just now, or not this one.
+	ErrBusy = errors.New("market: the seller is busy")
 	// ErrOutput says that the output or the archive takes no more.
 	ErrOutput = errors.New("market: output")
 )
@@ -50,6 +53,7 @@ type ClientConfig struct {
 	// Follow goes on with what is appended, and when the connection breaks.
 	Follow bool
 	Agent  string
+	Dialer *net.Dialer  // nil is an ordinary one
 	Log    *slog.Logger // nil discards
 }
 
@@ -78,6 +82,9 @@ type Client struct {
 // NewClient returns a client.
 func NewClient(cfg ClientConfig) (*Client, error) {
 	c := &Client{cfg: cfg, log: cfg.Log}
+	if c.cfg.Dialer == nil {
+		c.cfg.Dialer = &net.Dialer{}
+	}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}
@@ -101,8 +108,9 @@ func (c *Client) begin(kept *replicate.Kept) (err error) {
 }
 
 // Run connects, and follows the feed until ctx ends, or, without Follow, until
-// it has what there was at the first contact. Errors wrap ErrUnreachable or
-// ErrRefused, or those of package replicate if what came does not verify.
+// it has what there was at the first contact. Errors wrap ErrUnreachable,
+// ErrBusy, ErrRefused or ErrOutput, or those of package replicate if what came
+// does not verify.
 func (c *Client) Run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, c.save()) }()
 	wait := firstRetry
@@ -137,7 +145,11 @@ func fatal(err error) bool {
 
 // connect follows the feed on one connection.
 func (c *Client) connect(ctx context.Context) error {
-	conn, err := secretstream.Dial(ctx, c.cfg.Address, secretstream.Config{
+	raw, err := c.cfg.Dialer.DialContext(ctx, "tcp", c.cfg.Address)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrUnreachable, err)
+	}
+	conn, err := secretstream.Client(ctx, raw, secretstream.Config{
 		Pattern: noise.XX, Static: c.cfg.Archive.Key(), Remote: c.cfg.Seller, MaxMessage: replicate.MaxMessage,
 	})
 	if errors.Is(err, secretstream.ErrIdentity) {
@@ -145,7 +157,10 @@ func (c *Client) connect(ctx context.Context) error {
 	} else if err != nil {
 		return fmt.Errorf("%w: %w", ErrUnreachable, err)
 	}
-	v := &visit{c: c, conn: conn, done: make(chan struct{})}
+	c.mu.Lock()
+	c.why = nil
+	c.mu.Unlock()
+	v := &visit{c: c, conn: conn}
 	v.mux = mux.New(conn, mux.Config{Accept: v.accept, MaxChannels: 8})
 	if v.ch, err = dazaar.Open(v.mux, c.cfg.Seller, c.cfg.Agent, (*visitor)(v)); err != nil {
 		conn.Close()
@@ -238,7 +253,6 @@ type visit struct {
 	conn *secretstream.Conn
 	mux  *mux.Mux
 	ch   *dazaar.Channel
-	done chan struct{}
 }
 
 // accept takes the feed's channel when the seller opens it.
@@ -311,12 +325,12 @@ func (h *visitor) Valid(x dazaar.Valid) error {
 func (h *visitor) Invalid(x dazaar.Invalid) error {
 	h.c.mu.Lock()
 	defer h.c.mu.Unlock()
+	why := ErrRefused
 	switch x.Code {
 	case dazaar.CodeBusy, dazaar.CodeClosing:
-		h.c.log.Info("the seller says", "code", x.Code, "error", x.Error)
-		return nil // it is worth trying again
+		why = ErrBusy // it is worth trying again
 	}
-	h.c.why = fmt.Errorf("%w: %s: %q", ErrRefused, x.Code, x.Error)
+	h.c.why = fmt.Errorf("%w: %s: %q", why, x.Code, x.Error)
 	return h.c.why
 }
 

@@ -44,9 +44,9 @@ type OfferConfig struct {
 const (
 	// validEvery is how often a buyer is told at least what it has.
 	validEvery = 10 * time.Second
-	// replaceEvery is how long a new session of a buyer's key must wait before
-	// it may replace the one that is there.
-	replaceEvery = 5 * time.Second
+	// replaceAfter is how long a session of a buyer's key stays at least when a
+	// new one comes.
+	replaceAfter = 5 * time.Second
 )
 
 // maxStrangers is how many connections without a sale there may be; then the
@@ -55,11 +55,13 @@ const maxStrangers = 64
 
 // Offer sells feeds of one log. All methods are safe for concurrent use.
 type Offer struct {
-	cfg  OfferConfig
-	log  *slog.Logger
-	id   [32]byte // of this process
-	stop chan struct{}
-	wg   sync.WaitGroup
+	cfg OfferConfig
+	log *slog.Logger
+	id  [32]byte // of this process
+	// replaceAfter is that constant, but for tests.
+	replaceAfter time.Duration
+	stop         chan struct{}
+	wg           sync.WaitGroup
 
 	mu        sync.Mutex
 	listeners []*secretstream.Listener // guarded by mu, like all below
@@ -76,7 +78,7 @@ func NewOffer(cfg OfferConfig) (*Offer, error) {
 	if cfg.Buyers == 0 {
 		cfg.Buyers = 50
 	}
-	o := &Offer{cfg: cfg, log: cfg.Log, stop: make(chan struct{}), all: map[*session]bool{}, buyers: map[[32]byte]*session{}}
+	o := &Offer{cfg: cfg, log: cfg.Log, stop: make(chan struct{}), replaceAfter: replaceAfter, all: map[*session]bool{}, buyers: map[[32]byte]*session{}}
 	if o.log == nil {
 		o.log = slog.New(slog.DiscardHandler)
 	}
@@ -197,7 +199,7 @@ func (o *Offer) claim(s *session) (old *session, ok bool) {
 		return nil, false
 	case old == s:
 		return nil, true
-	case old != nil && time.Since(old.since) < replaceEvery && old.alive():
+	case old != nil && time.Since(old.since) < o.replaceAfter && old.alive():
 		return nil, false
 	case old == nil && len(o.buyers) >= o.cfg.Buyers:
 		return nil, false

@@ -44,7 +44,7 @@ func TestShopProcess(t *testing.T) {
 	if os.Getenv("EDGE_SHOP") != "1" {
 		t.Skip("it runs for other tests only")
 	}
-	s := newShop(t, nil)
+	s := newShop(t, func(c *OfferConfig) { c.Buyers = 1000 })
 	s.append(200_000, 64)
 	f, err := s.log.Rekey([32]byte(key(2)[32:]))
 	if err != nil {

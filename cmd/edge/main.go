@@ -112,7 +112,7 @@ func (p *program) report(err error) int {
 		return exitConfig
 	case errors.Is(err, market.ErrUnreachable):
 		return exitUnreachable
-	case errors.Is(err, market.ErrRefused):
+	case errors.Is(err, market.ErrRefused), errors.Is(err, market.ErrBusy):
 		return exitRefused
 	case errors.As(err, &conflict), errors.Is(err, replicate.ErrInvalid), errors.Is(err, dazaar.ErrSignature), errors.Is(err, secretstream.ErrIdentity):
 		return exitUnproven

@@ -95,6 +95,7 @@ type Buyer struct {
 	begun bool          // walk was begun: From is known
 	part  int           // bytes in the newest part of the tail
 	gap   bool          // the next block does not follow the tail
+	left  []merkle.Node // roots of the log before the block that is delivered
 	moved chan struct{} // closed when head or session change
 	up    *upstream     // the session, nil while there is none
 	got   BuyerStats
@@ -295,28 +296,38 @@ func (b *Buyer) grow(v *merkle.Verified, signature []byte) error {
 // deliver verifies the next block and hands it on. mu is held.
 func (b *Buyer) deliver(value []byte, nodes []merkle.Node) error {
 	i := b.walk.Next()
-	var roots []merkle.Node
-	known := false
-	if b.cfg.Store != nil && (len(b.k.Parts) == 0 || b.part >= partSize || b.gap) {
-		roots, known = b.walk.Left(nil)
-	}
+	var known bool
+	b.left, known = b.walk.Left(b.left[:0])
 	if err := b.walk.Verify(value, nodes); err != nil {
 		return err
 	}
 	if err := b.cfg.Sink.Block(i, value); err != nil {
+		// It was not delivered: it is due again.
+		b.walk.Reset(i, b.k.Head.Length, b.k.Roots)
+		b.walk.Trust(b.left)
+		b.gap = b.gap || !known
 		return fmt.Errorf("block %d: %w", i, err)
 	}
 	b.got.Blocks++
 	b.got.Bytes += uint64(len(value))
-	return b.keep(i, value, roots, known)
+	if b.cfg.Store == nil {
+		return nil
+	}
+	if err := b.keep(i, value, known); err != nil {
+		b.gap = true // what is kept has no end at the cursor any more
+		return fmt.Errorf("replicate: block %d cannot be kept: %w", i, err)
+	}
+	return nil
 }
 
 // skip goes on behind blocks that are not to be had. mu is held.
 func (b *Buyer) skip(to uint64) error {
-	from := b.walk.Next()
+	if err := b.cfg.Sink.Gap(b.walk.Next(), to); err != nil {
+		return err
+	}
 	b.walk.Reset(to, b.k.Head.Length, b.k.Roots)
 	b.gap = true
-	return b.cfg.Sink.Gap(from, to)
+	return nil
 }
 
 // The tail: at least tailSize bytes of blocks, in parts of partSize, of which
@@ -327,22 +338,10 @@ const (
 	maxParts = 64
 )
 
-// keep adds a block to the tail. roots are those of the log before it, if they
+// keep adds a block to the tail; left are the roots of the log before it, if they
 // are known. mu is held.
-func (b *Buyer) keep(i uint64, value []byte, roots []merkle.Node, known bool) error {
-	st := b.cfg.Store
-	if st == nil {
-		return nil
-	}
-	err := b.keepIn(st, i, value, roots, known)
-	if err != nil {
-		err = fmt.Errorf("replicate: block %d cannot be kept: %w", i, err)
-	}
-	return err
-}
-
-func (b *Buyer) keepIn(st Store, i uint64, value []byte, roots []merkle.Node, known bool) error {
-	parts := b.k.Parts
+func (b *Buyer) keep(i uint64, value []byte, known bool) error {
+	st, parts := b.cfg.Store, b.k.Parts
 	// A part begins when the one before is full, and behind a gap; where the
 	// roots before it are not known, at the next block.
 	if n := len(parts); n == 0 || b.part >= partSize || b.gap {
@@ -353,7 +352,7 @@ func (b *Buyer) keepIn(st Store, i uint64, value []byte, roots []merkle.Node, kn
 			return err
 		}
 		extra := b.spare(parts)
-		parts = append(slices.Delete(parts, 0, extra), Part{First: i, Roots: roots})
+		parts = append(slices.Delete(parts, 0, extra), Part{First: i, Roots: slices.Clone(b.left)})
 		if extra > 0 {
 			if err := st.Drop(parts[0].First); err != nil {
 				return err

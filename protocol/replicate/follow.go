@@ -122,6 +122,9 @@ func (u *upstream) followed() error {
 	u.fork = nil
 	cursor := b.walk.Next()
 	at := min(cursor, f.common)
+	if err := b.cfg.Sink.Fork(f.fork, at); err != nil {
+		return err
+	}
 	b.log.Info("replicate: followed a fork", "fork", f.fork, "length", f.head.Length, "common", f.common)
 	b.k.Manifest, b.k.Head, b.k.Roots, b.k.Signature = f.manifest, *f.head, f.roots, f.sig
 	if b.begun {
@@ -139,9 +142,6 @@ func (u *upstream) followed() error {
 	u.upgrade = false
 	u.restart()
 	b.changed()
-	if err := b.cfg.Sink.Fork(f.fork, at); err != nil {
-		return err
-	}
 	if err := b.cfg.Sink.Head(*f.head); err != nil {
 		return err
 	}

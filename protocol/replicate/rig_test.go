@@ -215,7 +215,7 @@ type inbox struct {
 	gaps   []string
 	forks  []string
 	head   merkle.Head
-	err    error // returned by Block
+	err    error // why Block takes nothing
 	stuck  bool  // nobody need wait any more
 }
 
@@ -237,10 +237,13 @@ func newInbox() *inbox {
 func (b *inbox) Block(i uint64, data []byte) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.err != nil {
+		return b.err
+	}
 	b.blocks[i] = bytes.Clone(data)
 	b.order = append(b.order, i)
 	b.cond.Broadcast()
-	return b.err
+	return nil
 }
 
 func (b *inbox) Gap(from, to uint64) error {

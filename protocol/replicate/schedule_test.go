@@ -157,7 +157,7 @@ func schedule(t *testing.T, seed uint64) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	for range 60 {
-		switch p.rng.IntN(12) {
+		switch p.rng.IntN(13) {
 		case 0, 1, 2:
 			p.append()
 		case 3:
@@ -215,6 +215,13 @@ func schedule(t *testing.T, seed uint64) {
 			p.m.truncate(first + 1 + p.rng.Uint64N(n-first))
 			p.append()
 			p.connect(false)
+		case 12:
+			// The output takes nothing for a while.
+			p.output(errors.New("no space left"))
+			time.Sleep(time.Millisecond)
+			p.l.close()
+			p.output(nil)
+			p.connect(false)
 		}
 		time.Sleep(time.Duration(p.rng.IntN(300)) * time.Microsecond) // lets the sides act between steps
 	}
@@ -241,6 +248,12 @@ func schedule(t *testing.T, seed uint64) {
 	})
 	p.l.close()
 	p.check()
+}
+
+func (p *party) output(err error) {
+	p.in.mu.Lock()
+	p.in.err = err
+	p.in.mu.Unlock()
 }
 
 // with calls f with the present seller, if there is one yet.

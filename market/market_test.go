@@ -1,0 +1,258 @@
+package market
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"dazaar-edge/protocol/dazaar"
+	"dazaar-edge/protocol/secretstream"
+)
+
+func TestBuy(t *testing.T) {
+	s := newShop(t, nil)
+	s.append(5000, 100)
+	c := newCustomer(t)
+	for range 3 {
+		if err := c.buy(context.Background(), s, false); err != nil {
+			t.Fatal(err)
+		}
+		c.paper.check(t, 0, s.n, 100)
+		s.append(700, 100)
+	}
+	stop := c.start(s)
+	s.append(50, 100)
+	c.paper.wait(s.n)
+	s.append(50, 100)
+	c.paper.wait(s.n)
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+	c.paper.check(t, 0, s.n, 100)
+}
+
+// TestBuyTwoFeeds: each buyer has a feed of its own, and cannot have another's.
+func TestBuyTwoFeeds(t *testing.T) {
+	s := newShop(t, nil)
+	s.append(100, 100)
+	a, b := newCustomer(t), newCustomer(t)
+	for _, c := range []*customer{a, b} {
+		if err := c.buy(context.Background(), s, false); err != nil {
+			t.Fatal(err)
+		}
+		c.paper.check(t, 0, 100, 100)
+	}
+	key := func(c *customer) string {
+		b, err := os.ReadFile(filepath.Join(c.dir, "state.json"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, rest, _ := strings.Cut(string(b), `"feed":`)
+		return rest[:66]
+	}
+	if key(a) == key(b) {
+		t.Error("two buyers have one feed")
+	}
+}
+
+// TestBuyBroken cuts connections, restarts the seller, and loses what the buyer's
+// output had not yet synced, at random.
+func TestBuyBroken(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 4))
+	s := newShop(t, nil)
+	s.append(20_000, 100)
+	c := newCustomer(t)
+	for round := range 25 {
+		stop := c.start(s)
+		c.paper.wait(min(s.n, len(c.paper.lines)+rng.IntN(500)))
+		switch rng.IntN(3) {
+		case 0:
+			for _, x := range s.offer.sessions() {
+				x.conn.Close()
+			}
+		case 1:
+			s.close()
+			s.open()
+		}
+		s.append(100, 100)
+		c.paper.wait(min(s.n, 1000*round))
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := c.buy(context.Background(), s, false); err != nil {
+		t.Fatal(err)
+	}
+	c.paper.check(t, 0, s.n, 100)
+}
+
+// TestOutputFails: what the output did not take comes again.
+func TestOutputFails(t *testing.T) {
+	s := newShop(t, nil)
+	s.append(3000, 100)
+	c := newCustomer(t)
+	full := errors.New("no space left on device")
+	c.paper.fail = func(i uint64) error {
+		if i == 1234 {
+			return full
+		}
+		return nil
+	}
+	if err := c.buy(context.Background(), s, true); !errors.Is(err, ErrOutput) || !errors.Is(err, full) {
+		t.Fatal(err)
+	}
+	if n := len(c.paper.lines); n != 1234 {
+		t.Errorf("%d lines", n)
+	}
+	c.paper.fail = nil
+	if err := c.buy(context.Background(), s, false); err != nil {
+		t.Fatal(err)
+	}
+	c.paper.check(t, 0, s.n, 100)
+}
+
+// TestReplaced: a second connection of one key takes over from one that is
+// settled, and is told to wait while the first is new.
+func TestReplaced(t *testing.T) {
+	s := newShop(t, nil)
+	s.append(10, 100)
+	one, two := newCustomer(t), newCustomer(t)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- one.buy(ctx, s, true) }()
+	one.paper.wait(10)
+	// The same key in another directory.
+	if err := os.MkdirAll(two.dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	k, err := os.ReadFile(filepath.Join(one.dir, "buyer.key"))
+	if err == nil {
+		err = os.WriteFile(filepath.Join(two.dir, "buyer.key"), k, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := two.buy(ctx, s, false); !errors.Is(err, ErrBusy) {
+		t.Errorf("while the first is new: %v", err)
+	}
+	s.offer.mu.Lock()
+	s.offer.replaceAfter = 0
+	s.offer.mu.Unlock()
+	if err := two.buy(ctx, s, false); err != nil {
+		t.Errorf("when the first is settled: %v", err)
+	}
+	two.paper.check(t, 0, 10, 100)
+	// The first does not fight for it.
+	if err := <-done; !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), dazaar.CodeReplaced) {
+		t.Errorf("the first: %v", err)
+	}
+}
+
+func TestBusy(t *testing.T) {
+	s := newShop(t, func(c *OfferConfig) { c.Buyers = 2 })
+	s.append(10, 100)
+	var stops []func() error
+	for range 2 {
+		c := newCustomer(t)
+		stops = append(stops, c.start(s))
+		c.paper.wait(10)
+	}
+	c := newCustomer(t)
+	if err := c.buy(context.Background(), s, false); !errors.Is(err, ErrBusy) {
+		t.Error(err)
+	}
+	// One who follows waits for a place.
+	stop := c.start(s)
+	if err := stops[0](); err != nil {
+		t.Error(err)
+	}
+	c.paper.wait(10)
+	if err := errors.Join(stop(), stops[1]()); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestIdentity: whoever has not the key that is wanted gets nothing said.
+func TestIdentity(t *testing.T) {
+	s := newShop(t, nil)
+	c := newCustomer(t)
+	other := newShop(t, func(c *OfferConfig) { c.Key = key(3) })
+	other.append(10, 10)
+	s.address, other.address = other.address, s.address
+	if err := c.buy(context.Background(), s, true); !errors.Is(err, secretstream.ErrIdentity) {
+		t.Error(err)
+	}
+	if n := other.offer.Stats().Buyers; n > 0 {
+		t.Errorf("%d buyers", n)
+	}
+}
+
+// TestUnreachable: one who does not follow is told at once.
+func TestUnreachable(t *testing.T) {
+	s := newShop(t, nil)
+	s.append(10, 10)
+	c := newCustomer(t)
+	address := s.address
+	s.close()
+	s.offer = &Offer{cfg: OfferConfig{Key: key(1)}}
+	defer func() { s.offer = nil }()
+	s.address = address
+	if err := c.buy(context.Background(), s, false); !errors.Is(err, ErrUnreachable) {
+		t.Error(err)
+	}
+}
+
+// TestSilentStrangers: connections that ask for nothing make place for buyers.
+func TestSilentStrangers(t *testing.T) {
+	s := newShop(t, nil)
+	s.append(10, 10)
+	for i := range maxStrangers + 10 {
+		x := &stranger{to: s.address, from: anywhere(i)}
+		raw, err := x.dial()
+		if err != nil {
+			t.Fatal(err)
+		}
+		k := key(byte(100 + i))
+		conn, err := secretstream.Client(context.Background(), raw, secretstream.Config{Static: k})
+		if err != nil {
+			t.Fatal(i, err)
+		}
+		defer conn.Close()
+		time.Sleep(15 * time.Millisecond) // as the common bucket lets them in
+	}
+	if n := s.offer.Stats().Connections; n > maxStrangers {
+		t.Errorf("%d connections", n)
+	}
+	c := newCustomer(t)
+	if err := c.buy(context.Background(), s, false); err != nil {
+		t.Fatal(err)
+	}
+	c.paper.check(t, 0, 10, 10)
+}
+
+// TestClosing: buyers are told when a seller closes, and come again.
+func TestClosing(t *testing.T) {
+	s := newShop(t, nil)
+	s.append(10, 100)
+	c := newCustomer(t)
+	stop := c.start(s)
+	c.paper.wait(10)
+	s.close()
+	s.open()
+	s.append(10, 100)
+	c.paper.wait(20)
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+	c.paper.check(t, 0, 20, 100)
+	if fmt.Sprint(c.paper.notes) != "[]" {
+		t.Error(c.paper.notes)
+	}
+}

@@ -1,0 +1,121 @@
+package market
+
+import (
+	"context"
+	"net"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"dazaar-edge/feed/merkle"
+	"dazaar-edge/market/archive"
+	"dazaar-edge/storage/durable"
+)
+
+// crowd is many buyers that follow the feed of a shop in another process.
+type crowd struct {
+	t      *testing.T
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+	blocks atomic.Int64
+	heads  atomic.Int64
+}
+
+// newCrowd begins n buyers at block from. Each delivers only as fast as pace lets
+// it, if it is not nil.
+func newCrowd(t *testing.T, address string, n int, from uint64, pace func()) *crowd {
+	ctx, cancel := context.WithCancel(context.Background())
+	c := &crowd{t: t, cancel: cancel}
+	t.Cleanup(c.leave)
+	for i := range n {
+		a, err := archive.Open(durable.OS(), t.TempDir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		client, err := NewClient(ClientConfig{
+			Seller: [32]byte(key(1)[32:]), Address: address, Archive: a, Output: &member{c: c, pace: pace}, From: from, Follow: true,
+			Dialer: &net.Dialer{LocalAddr: &net.TCPAddr{IP: anywhere(i)}},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.wg.Go(func() {
+			defer a.Close()
+			if err := client.Run(ctx); err != nil {
+				t.Error(err)
+			}
+		})
+		time.Sleep(25 * time.Millisecond) // as the common bucket lets them in
+	}
+	return c
+}
+
+func (c *crowd) leave() {
+	c.cancel()
+	c.wg.Wait()
+}
+
+// member is the Output of one of a crowd.
+type member struct {
+	tally
+	c    *crowd
+	pace func()
+}
+
+func (m *member) Block(uint64, []byte) error {
+	m.c.blocks.Add(1)
+	if m.pace != nil {
+		m.pace()
+	}
+	return nil
+}
+
+func (m *member) Head(merkle.Head) error { m.c.heads.Add(1); return nil }
+
+// TestMemory measures what a buyer costs the seller in memory: one that waits for
+// news, and one that downloads.
+func TestMemory(t *testing.T) {
+	o := startShop(t, "1")
+	const idle, busy = 200, 40
+	address := o.report("").Address
+	one := newCrowd(t, address, 20, 199_000, nil) // what is made once is made
+	for one.blocks.Load() < 20*1000 {
+		time.Sleep(10 * time.Millisecond)
+	}
+	one.leave()
+	before := o.report("memory")
+	c := newCrowd(t, address, idle, 199_000, nil)
+	for c.blocks.Load() < idle*1000 {
+		time.Sleep(10 * time.Millisecond)
+	}
+	time.Sleep(11 * time.Second) // until they are known to be idle
+	after := o.report("memory")
+	if n := after.Stats.Buyers; n != idle {
+		t.Fatalf("%d buyers", n)
+	}
+	each := (after.RSS - before.RSS) / idle
+	t.Logf("a buyer that waits takes %d KiB", each)
+	if each > 40 {
+		t.Errorf("a buyer that waits takes %d KiB", each)
+	}
+	c.leave()
+
+	before = o.report("memory")
+	c = newCrowd(t, address, busy, 0, func() { time.Sleep(20 * time.Microsecond) })
+	for c.blocks.Load() < busy*1000 {
+		time.Sleep(10 * time.Millisecond)
+	}
+	most := 0
+	for range 5 {
+		most = max(most, o.report("memory").RSS)
+	}
+	if n := c.blocks.Load(); n >= busy*200_000 {
+		t.Fatal("they are done")
+	}
+	each = (most - before.RSS) / busy
+	t.Logf("a buyer that downloads takes %d KiB", each)
+	if each > 160 {
+		t.Errorf("a buyer that downloads takes %d KiB", each)
+	}
+}
