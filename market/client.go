@@ -239,9 +239,6 @@ func (c *Client) save() error {
 		if err != nil {
 			return err
 		}
-		if err := c.cfg.Archive.Sync(); err != nil {
-			return err
-		}
 		return c.cfg.Archive.Save(archive.State{Feed: c.feed.Key, Generation: c.feed.Generation, Kept: k, Output: at})
 	})
 	return outputError(err)

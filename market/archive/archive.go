@@ -6,11 +6,11 @@
 //
 //	buyer.key    the seed of the buyer's key in hex, mode of a secret
 //	state.json   everything else but blocks, replaced as a whole
-//	tail-N       a part of the tail, from block N on: each block as LE32 length,
+//	tail-N       a part of the tail, number N ever: each block as LE32 length,
 //	             LE32 CRC32C, bytes
 //
-// The tail is synced before the state that speaks of it; what is behind is cut
-// when it is opened.
+// The tail is synced before the state that speaks of it. What no state speaks of
+// is removed, and a part of which one does is never written over.
 package archive
 
 import (
@@ -18,7 +18,6 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -56,15 +55,16 @@ type State struct {
 	Output int64
 }
 
-// Archive is an open directory. Save may be called while other methods run;
-// these are called one at a time.
+// Archive is an open directory. Its methods are called one at a time.
 type Archive struct {
-	fsys  durable.FS
-	dir   string
-	lock  io.Closer
-	key   ed25519.PrivateKey
-	state *State
-	parts []*part // oldest first
+	fsys    durable.FS
+	dir     string
+	lock    io.Closer
+	key     ed25519.PrivateKey
+	state   *State
+	parts   []*part  // oldest first
+	next    uint64   // number of the next part
+	garbage []string // files that the saved state may speak of, and the next does not
 }
 
 // part is a file of the tail.
@@ -98,10 +98,11 @@ func Open(fsys durable.FS, dir string) (a *Archive, err error) {
 	if err := a.loadKey(); err != nil {
 		return a, err
 	}
-	if err := a.loadState(); err != nil {
+	parts, err := a.loadState()
+	if err != nil {
 		return a, err
 	}
-	return a, a.openTail()
+	return a, a.openTail(parts)
 }
 
 func (a *Archive) loadKey() error {
@@ -142,203 +143,62 @@ func (a *Archive) Close() (err error) {
 	return err
 }
 
-// file is state.json. Numbers above 2^53 do not occur in it.
-type file struct {
-	Version    int        `json:"version"`
-	Feed       string     `json:"feed"`
-	Generation uint64     `json:"generation"`
-	Manifest   string     `json:"manifest,omitempty"`
-	Fork       uint64     `json:"fork"`
-	Length     uint64     `json:"length"`
-	TreeHash   string     `json:"treeHash,omitempty"`
-	Roots      []string   `json:"roots,omitempty"`
-	Signature  string     `json:"signature,omitempty"`
-	Cursor     *uint64    `json:"cursor"` // null: from the end
-	Left       []string   `json:"left,omitempty"`
-	Right      []string   `json:"right,omitempty"`
-	Parts      []filePart `json:"parts,omitempty"`
-	Output     int64      `json:"output"`
-}
-
-type filePart struct {
-	First uint64   `json:"first"`
-	Bytes uint64   `json:"bytes"`
-	Roots []string `json:"roots,omitempty"`
-}
-
-func hexNodes(nodes []merkle.Node) (out []string) {
-	for _, n := range nodes {
-		out = append(out, hex.EncodeToString(merkle.AppendNode(nil, n)))
-	}
-	return out
-}
-
-func parseNodes(list []string) (out []merkle.Node, err error) {
-	for _, s := range list {
-		b, err := hex.DecodeString(s)
-		if err != nil {
-			return nil, err
-		}
-		n, _, err := merkle.ParseNode(b)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, n)
-	}
-	return out, nil
-}
-
-// maxState bounds state.json: some 500 nodes.
-const maxState = 4 << 20
-
-func (a *Archive) loadState() error {
-	b, err := durable.ReadFile(a.fsys, path.Join(a.dir, stateName), maxState)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	} else if err != nil {
-		return err
-	}
-	var f file
-	if err := json.Unmarshal(b, &f); err != nil {
-		return fmt.Errorf("%w: %s: %w", ErrCorrupt, stateName, err)
-	}
-	if f.Version != 1 {
-		return fmt.Errorf("%w: %s", durable.ErrNewer, stateName)
-	}
-	st, err := f.state()
-	if err != nil {
-		return fmt.Errorf("%w: %s: %w", ErrCorrupt, stateName, err)
-	}
-	a.state = st
-	return nil
-}
-
-func (f *file) state() (*State, error) {
-	st := &State{Generation: f.Generation, Output: f.Output}
-	k := &st.Kept
-	k.Cursor = replicate.FromEnd
-	if f.Cursor != nil {
-		k.Cursor = *f.Cursor
-	}
-	k.Head.Fork, k.Head.Length = f.Fork, f.Length
-	feed, err := hex.DecodeString(f.Feed)
-	if err != nil || len(feed) != merkle.HashSize {
-		return nil, errors.New("feed")
-	}
-	st.Feed = merkle.Hash(feed)
-	if f.TreeHash != "" {
-		h, err := hex.DecodeString(f.TreeHash)
-		if err != nil || len(h) != merkle.HashSize {
-			return nil, errors.New("treeHash")
-		}
-		k.Head.TreeHash = merkle.Hash(h)
-	}
-	if f.Manifest != "" {
-		b, err := hex.DecodeString(f.Manifest)
-		if err != nil {
-			return nil, err
-		}
-		if k.Manifest, _, err = merkle.ParseManifest(b); err != nil {
-			return nil, err
-		}
-	}
-	if k.Signature, err = hex.DecodeString(f.Signature); err != nil {
-		return nil, err
-	}
-	for _, l := range []struct {
-		to   *[]merkle.Node
-		from []string
-	}{{&k.Roots, f.Roots}, {&k.Left, f.Left}, {&k.Right, f.Right}} {
-		if *l.to, err = parseNodes(l.from); err != nil {
-			return nil, err
-		}
-	}
-	for _, p := range f.Parts {
-		roots, err := parseNodes(p.Roots)
-		if err != nil {
-			return nil, err
-		}
-		k.Parts = append(k.Parts, replicate.Part{First: p.First, Roots: roots, Bytes: p.Bytes})
-	}
-	return st, nil
-}
-
-// Save makes the state durable, after the tail that it speaks of.
-func (a *Archive) Save(st State) error {
-	k := &st.Kept
-	f := file{
-		Version: 1, Feed: hex.EncodeToString(st.Feed[:]), Generation: st.Generation, Fork: k.Head.Fork, Length: k.Head.Length,
-		Roots: hexNodes(k.Roots), Signature: hex.EncodeToString(k.Signature), Left: hexNodes(k.Left), Right: hexNodes(k.Right), Output: st.Output,
-	}
-	if k.Head.Length > 0 {
-		f.TreeHash = hex.EncodeToString(k.Head.TreeHash[:])
-	}
-	if k.Manifest != nil {
-		f.Manifest = hex.EncodeToString(k.Manifest.Append(nil))
-	}
-	if k.Cursor != replicate.FromEnd {
-		f.Cursor = &k.Cursor
-	}
-	for _, p := range k.Parts {
-		f.Parts = append(f.Parts, filePart{p.First, p.Bytes, hexNodes(p.Roots)})
-	}
-	b, err := json.MarshalIndent(f, "", " ")
-	if err != nil {
-		return err
-	}
-	return durable.WriteFile(a.fsys, path.Join(a.dir, stateName), append(b, '\n'))
-}
-
 var table = crc32.MakeTable(crc32.Castagnoli)
 
 // openTail reads the parts that the state speaks of and removes the others.
-func (a *Archive) openTail() error {
+func (a *Archive) openTail(parts []filePart) error {
 	names, err := a.fsys.ReadDir(a.dir)
 	if err != nil {
 		return err
 	}
-	keep := map[string]bool{}
-	if a.state != nil {
-		for _, p := range a.state.Kept.Parts {
-			keep[partName(p.First)] = true
-		}
-	}
 	for _, name := range names {
-		if !strings.HasPrefix(name, tailName) {
+		n, ok := partNumber(name)
+		if !ok {
 			continue
 		}
-		if !keep[name] {
-			if err := a.fsys.Remove(path.Join(a.dir, name)); err != nil {
-				return err
-			}
+		a.next = max(a.next, n+1)
+		if slices.ContainsFunc(parts, func(p filePart) bool { return p.File == name }) {
+			continue
+		}
+		if err := a.fsys.Remove(path.Join(a.dir, name)); err != nil {
+			return err
 		}
 	}
-	if a.state == nil {
-		return nil
-	}
-	k := &a.state.Kept
-	for i, p := range k.Parts {
-		end := k.Cursor
-		if i+1 < len(k.Parts) {
-			end = k.Parts[i+1].First
+	for i, p := range parts {
+		end := a.state.Kept.Cursor
+		if i+1 < len(parts) {
+			end = parts[i+1].First
 		}
-		if err := a.openPart(p.First, end); err != nil {
+		if _, ok := partNumber(p.File); ok {
+			err = a.openPart(p.File, p.First, end)
+		} else {
+			err = fmt.Errorf("%w: %s: %q is no part", ErrCorrupt, stateName, p.File)
+		}
+		if err != nil {
 			// Without its blocks a tail is of no use; the feed goes on.
 			for _, p := range a.parts {
 				p.file.Close() //nolint:errcheck // nothing was written
 			}
-			a.parts, k.Parts = nil, nil
+			a.parts, a.state.Kept.Parts = nil, nil
+			for _, p := range parts {
+				a.garbage = append(a.garbage, path.Join(a.dir, path.Base(p.File)))
+			}
 			return nil
 		}
 	}
 	return nil
 }
 
-func partName(first uint64) string { return tailName + strconv.FormatUint(first, 10) }
+// partNumber returns the number of a part with this name.
+func partNumber(name string) (uint64, bool) {
+	digits, ok := strings.CutPrefix(name, tailName)
+	n, err := strconv.ParseUint(digits, 10, 53)
+	return n, ok && err == nil && strconv.FormatUint(n, 10) == digits
+}
 
 // openPart reads the blocks [first, end).
-func (a *Archive) openPart(first, end uint64) error {
-	p := &part{name: path.Join(a.dir, partName(first)), first: first}
+func (a *Archive) openPart(name string, first, end uint64) error {
+	p := &part{name: path.Join(a.dir, name), first: first}
 	var err error
 	if p.file, err = a.fsys.Open(p.name); err != nil {
 		return err
@@ -397,7 +257,7 @@ func (a *Archive) Begin(i uint64) error {
 	for n := len(a.parts); n > 0 && a.parts[n-1].first >= i; n-- {
 		p := a.parts[n-1]
 		a.parts = a.parts[:n-1]
-		if err := errors.Join(p.file.Close(), a.fsys.Remove(p.name)); err != nil {
+		if err := a.discard(p); err != nil {
 			return err
 		}
 	}
@@ -411,7 +271,8 @@ func (a *Archive) Begin(i uint64) error {
 			p.size, p.offsets = int64(p.offsets[k]), p.offsets[:k]
 		}
 	}
-	p := &part{name: path.Join(a.dir, partName(i)), first: i}
+	p := &part{name: path.Join(a.dir, tailName+strconv.FormatUint(a.next, 10)), first: i}
+	a.next++
 	var err error
 	if p.file, err = a.fsys.Create(p.name); err != nil {
 		return err
@@ -462,13 +323,19 @@ func (a *Archive) Drop(i uint64) (err error) {
 	for len(a.parts) > 1 && a.parts[0].first < i {
 		p := a.parts[0]
 		a.parts = slices.Delete(a.parts, 0, 1)
-		err = errors.Join(err, p.file.Close(), a.fsys.Remove(p.name))
+		err = errors.Join(err, a.discard(p))
 	}
 	return err
 }
 
-// Sync makes the tail durable.
-func (a *Archive) Sync() error {
+// discard closes a part, to be removed when no saved state speaks of it any more.
+func (a *Archive) discard(p *part) error {
+	a.garbage = append(a.garbage, p.name)
+	return p.file.Close()
+}
+
+// sync makes the tail durable.
+func (a *Archive) sync() error {
 	for _, p := range a.parts {
 		if err := p.flush(); err != nil {
 			return err
