@@ -39,10 +39,12 @@ type buyer struct {
 }
 
 func (b *buyer) state() State {
-	h := merkle.Head{Fork: b.fork, Length: b.next + 5, TreeHash: merkle.Hash{byte(b.next)}}
+	var tree merkle.Tree
+	tree.Append(nil, merkle.Leaf(0, []byte{byte(b.next)}))
+	h := merkle.Head{Fork: b.fork, Length: 1, TreeHash: tree.Hash()}
 	return State{
 		Feed: merkle.Hash{1, 2}, Generation: 3, Output: int64(b.next * 7),
-		Kept: replicate.Kept{Head: h, Signature: []byte{9}, Cursor: b.next, Parts: slices.Clone(b.parts)},
+		Kept: replicate.Kept{Head: h, Roots: tree.Roots(), Signature: []byte{9}, Cursor: b.next, Parts: slices.Clone(b.parts)},
 	}
 }
 

@@ -134,6 +134,9 @@ func (f *file) state() (*State, error) {
 			return nil, err
 		}
 	}
+	if k.Head.Length > 0 && merkle.TreeHash(k.Roots) != k.Head.TreeHash || k.Head.Length == 0 && f.TreeHash+f.Signature != "" {
+		return nil, errors.New("treeHash is not that of the roots")
+	}
 	for _, p := range f.Parts {
 		roots, err := parseNodes(p.Roots)
 		if err != nil {
