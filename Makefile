@@ -2,7 +2,7 @@ GO       ?= go
 FUZZTIME ?= 10s
 VERSION  ?= $(shell git describe --always --dirty 2>/dev/null || echo dev)
 
-.PHONY: build test race interop e2e bench lint fuzz cross deps demo
+.PHONY: build test race interop e2e bench bench-compare lint fuzz cross deps demo
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/edge ./cmd/edge
@@ -14,12 +14,14 @@ test:
 race:
 	$(GO) test -race ./storage -crashpoints 500
 	$(GO) test -race ./feed -crashpoints 500 -kills 5 -skip TestYears
-	$(GO) test -race ./market/... ./sensors/... ./configs
+	$(GO) test -race ./protocol/replicate -schedules 150
+	$(GO) test -race ./market/... -skip 'Strangers|Memory'
+	$(GO) test -race ./sensors/... ./configs ./protocol/noise ./protocol/secretstream ./protocol/mux ./protocol/dazaar
 
-# Stock npm peers. Proofs of the tree are pinned by vectors that those peers
-# made; peers themselves come with the wire.
+# Stock npm peers, pinned, in both directions; make deps installs them.
 interop:
 	$(GO) test ./protocol/compact ./feed/merkle -run 'Vectors|Random' -count 1
+	$(GO) test -tags interop ./test/interop -count 1 -timeout 20m
 
 # The real binary on the real file system: killed, damaged, moved, repaired.
 e2e:
@@ -28,24 +30,34 @@ e2e:
 
 bench:
 	$(GO) test ./feed -run xxx -bench 'Append|DeviceBytes|Proof|Open|RSS' -benchtime 2s -timeout 60m
+	$(GO) test ./test/bench -run xxx -bench Replicate -benchtime 3x
+
+# The same transfer between stock peers, from us to a stock peer, and between two of
+# ours, in one run, as ratios.
+bench-compare:
+	$(GO) test -tags interop ./test/interop -run xxx -bench Compare -benchtime 1x -timeout 30m
 
 lint:
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo 'gofmt: the files above'; exit 1; }
 	$(GO) vet ./...
+	$(GO) vet -tags interop ./test/interop
 	$(GO) test ./test/layers
 
 fuzz:
 	@set -e; for pkg in $$($(GO) list ./...); do \
 	  for f in $$($(GO) test $$pkg -list '^Fuzz' | grep '^Fuzz'); do \
-	    echo "$$pkg $$f"; $(GO) test $$pkg -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x | tail -n 1; \
+	    echo "$$pkg $$f"; \
+	    out=$$($(GO) test $$pkg -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x 2>&1) || { echo "$$out"; exit 1; }; \
+	    echo "$$out" | tail -n 1; \
 	  done; done
 
 cross:
 	scripts/cross-build.sh
 
-# Nothing but Go is needed so far.
+# For make interop: Node 20 and the pinned npm peers.
 deps:
 	$(GO) mod download
+	cd test/interop && npm ci --no-audit --no-fund
 
 demo: build
 	scripts/demo.sh

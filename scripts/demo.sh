@@ -1,21 +1,27 @@
 #!/bin/sh
-# Samples this very host, pulls the plug, and shows that nothing acknowledged is
-# gone. Needs bin/edge (make demo builds it).
+# Samples this very host, sells the readings to a buyer beside it, pulls the plug
+# under both, and shows that nothing acknowledged is gone and nothing comes twice.
+# Needs bin/edge (make demo builds it).
 set -eu
 cd "$(dirname "$0")/.."
 dir=$(mktemp -d)
 pid=
-trap 'if [ -n "$pid" ]; then kill "$pid" 2>/dev/null || true; fi; rm -rf "$dir"' EXIT
+buyer=
+trap 'for p in $pid $buyer; do kill "$p" 2>/dev/null || true; done; rm -rf "$dir"' EXIT
 cat >"$dir/edge.yaml" <<YAML
 storage: {path: $dir/data, max_size: 64MiB, commit: {every: 0s}}
 feeds:
   - name: this-host
-    pack: {every: 200ms}
+    price: free
+    tcp: "127.0.0.1:0"
+    pack: {every: 500ms}
     sensors:
-      - {name: host, driver: host, every: 100ms}
-      - {name: wave, driver: sim, every: 100ms}
+      - {name: host, driver: host, every: 500ms}
+      - {name: wave, driver: sim, every: 250ms}
 YAML
 
+# start runs the device; where it sells is another place each time, so that two
+# demos do not meet.
 start() {
 	bin/edge run -c "$dir/edge.yaml" >"$dir/out" 2>"$dir/err" &
 	pid=$!
@@ -23,29 +29,52 @@ start() {
 		kill -0 "$pid" 2>/dev/null || { cat "$dir/err" >&2; exit 1; }
 		sleep 0.05
 	done
+	key=$(sed 's/.*"sellerKey":"\([0-9a-f]*\)".*/\1/' "$dir/out")
+	tcp=$(sed 's/.*"tcp":"\([^"]*\)".*/\1/' "$dir/out")
 }
 
-echo '== sampling this host for three seconds'
+# buy follows the feed into a file and shows what arrives for some seconds.
+buy() {
+	bin/edge buy "$key" --seller "$tcp" --follow --state "$dir/buyer" --out "$dir/readings.ndjson" 2>>"$dir/buyer.err" &
+	buyer=$!
+	until [ -s "$dir/readings.ndjson" ] && [ "$(wc -l <"$dir/readings.ndjson")" -gt "$1" ]; do
+		kill -0 "$buyer" 2>/dev/null || { cat "$dir/buyer.err" >&2; exit 1; }
+		sleep 0.05
+	done
+	timeout 4 tail -n +"$(($1 + 1))" -f "$dir/readings.ndjson" | cut -c -110 | awk 'NR <= 12' || true
+}
+
+echo '== a device that samples this host, and sells the readings'
 start
 cat "$dir/out"
-sleep 3
 echo
-echo '== pulling the plug (kill -9)'
-kill -9 "$pid"
-wait "$pid" 2>/dev/null || true
+echo "== a buyer follows them live:  edge buy $(echo "$key" | cut -c -8)… --seller $tcp --follow"
+buy 0
+echo
+echo '== pulling the plug under both (kill -9)'
+kill -9 "$pid" "$buyer"
+wait "$pid" "$buyer" 2>/dev/null || true
 pid=
+buyer=
 bin/edge verify "$dir/data"
+had=$(wc -l <"$dir/readings.ndjson")
 echo
-echo '== starting again: the log goes on, and says why something is missing'
+echo "== starting both again: the log goes on and says why something is missing;"
+echo "   the buyer had $had lines, and goes on behind those that it knows to be on its disk"
 start
-sleep 2
+buy "$had"
+kill -INT "$buyer"
+wait "$buyer" || true
+buyer=
 kill -INT "$pid"
 wait "$pid"
 pid=
+echo
 bin/edge verify "$dir/data"
+echo 'the gap, as the buyer got it:'
+grep -o '{"index":[0-9]*,"entry":{"entry":"gap"[^}]*}}' "$dir/readings.ndjson" | tail -n 1
+echo 'blocks that the buyer got twice, or out of order:'
+sed 's/^{"index":\([0-9]*\),.*/\1/' "$dir/readings.ndjson" | uniq | sort -n -c - && echo none
 echo
-echo 'the gap, as it stands in the signed log:'
-cat "$dir"/data/logs/this-host/*.seg | tr '\000' '\n' | grep -a -o '{"entry":"gap"[^}]*}' | sort -u | head -3
-echo
-echo 'For real:  bin/edge run -c configs/edge.example.yaml     (edit it first)'
-echo '           bin/edge verify /var/lib/edge'
+echo 'For real:  bin/edge run -c configs/edge.example.yaml        (edit it first)'
+echo '           bin/edge buy KEY --seller HOST:PORT --follow     (KEY and port as run prints them)'
