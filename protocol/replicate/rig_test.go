@@ -345,6 +345,7 @@ type sale struct {
 	buyer  *Buyer
 	config func(*SellerConfig)
 	rate   float64
+	up     *Uplink // nil is one that announces at once
 }
 
 func testLog() *slog.Logger {
@@ -389,7 +390,10 @@ func connectBy(t testing.TB, s sale, wrap func(s mux.Stream, sells bool) mux.Str
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
-	up := &Uplink{Coalesce: 1}
+	up := s.up
+	if up == nil {
+		up = &Uplink{Coalesce: 1}
+	}
 	share := up.Share(s.rate)
 	var session Session
 	l.ma = mux.New(wrap(l.a, true), mux.Config{Window: share.Window(), Pace: share, Accept: func(string, []byte) bool {
@@ -428,6 +432,16 @@ func connectBy(t testing.TB, s sale, wrap func(s mux.Stream, sells bool) mux.Str
 	}
 	t.Cleanup(l.close)
 	return l
+}
+
+// with calls f with the present seller, if there is one yet.
+func (l *link) with(f func(*Seller)) {
+	l.mu.Lock()
+	s := l.seller
+	l.mu.Unlock()
+	if s != nil {
+		f(s)
+	}
 }
 
 func (l *link) close() {

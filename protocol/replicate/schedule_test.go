@@ -162,11 +162,11 @@ func schedule(t *testing.T, seed uint64) {
 			p.append()
 		case 3:
 			p.meter.pay(p.rng.IntN(100))
-			p.with((*Seller).Resume)
+			p.l.with((*Seller).Resume)
 		case 4:
-			p.with((*Seller).Pause)
+			p.l.with((*Seller).Pause)
 		case 5:
-			p.with((*Seller).Resume)
+			p.l.with((*Seller).Resume)
 		case 6:
 			_, n := p.m.Bounds()
 			i := p.rng.Uint64N(n)
@@ -185,7 +185,7 @@ func schedule(t *testing.T, seed uint64) {
 			p.m.prune(min(n-1, first+p.rng.Uint64N(20)))
 		case 8:
 			// No block after a revocation.
-			p.with((*Seller).Revoke)
+			p.l.with((*Seller).Revoke)
 			p.meter.mu.Lock()
 			p.meter.revoked = true
 			p.meter.mu.Unlock()
@@ -254,16 +254,6 @@ func (p *party) output(err error) {
 	p.in.mu.Lock()
 	p.in.err = err
 	p.in.mu.Unlock()
-}
-
-// with calls f with the present seller, if there is one yet.
-func (p *party) with(f func(*Seller)) {
-	p.l.mu.Lock()
-	s := p.l.seller
-	p.l.mu.Unlock()
-	if s != nil {
-		f(s)
-	}
 }
 
 // check looks at what the buyer has got.

@@ -1,0 +1,359 @@
+package replicate
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"slices"
+	"testing"
+	"time"
+
+	"dazaar-edge/feed/merkle"
+	"dazaar-edge/protocol/mux"
+)
+
+// TestWindowOfSession: a session announces and serves its window and nothing
+// else, until it is moved.
+func TestWindowOfSession(t *testing.T) {
+	m := newMemory(1)
+	m.append(testBlocks(0, 300, 50)...)
+	in := newInbox()
+	b := newBuyer(t, m, in, nil)
+	meter := &window{t, 100, 200}
+	l := connect(t, sale{feed: m, buyer: b, config: func(c *SellerConfig) { c.First, c.Length, c.Meter = 100, 200, meterFunc(meter.Admit0) }})
+	in.wait(func() bool { return len(in.blocks) == 100 })
+	for _, i := range []uint64{0, 99, 200, 299} {
+		if data, err := b.Get(context.Background(), i); !errors.Is(err, ErrUnavailable) {
+			t.Errorf("get(%d) outside the window: %d bytes, %v", i, len(data), err)
+		}
+	}
+	if data, err := b.Get(context.Background(), 150); err != nil || !bytes.Equal(data, m.blocks[150]) {
+		t.Errorf("get(150): %v", err)
+	}
+	if !slices.Equal(in.gaps, []string{"0-100"}) {
+		t.Error(in.gaps)
+	}
+	l.with(func(s *Seller) { s.SetWindow(100, 0) })
+	meter.last = 300
+	in.wait(func() bool { return len(in.blocks) == 200 })
+	same(t, in, m, 100)
+}
+
+// Admit0 is Admit that passes all in the window.
+func (w *window) Admit0(i uint64, n int) bool { w.Admit(i, n); return true }
+
+type meterFunc func(uint64, int) bool
+
+func (f meterFunc) Admit(i uint64, n int) bool { return f(i, n) }
+
+// TestMeter: each block is passed once before it is sent, and one that is not
+// passed pauses the session until it is resumed.
+func TestMeter(t *testing.T) {
+	m := newMemory(1)
+	m.append(testBlocks(0, 200, 50)...)
+	in := newInbox()
+	asked, stop := map[uint64]int{}, uint64(70)
+	b := newBuyer(t, m, in, nil)
+	refused := make(chan struct{}, 10)
+	l := connect(t, sale{feed: m, buyer: b, config: func(c *SellerConfig) {
+		c.Meter = meterFunc(func(i uint64, n int) bool {
+			if n != 50 {
+				t.Errorf("block %d of %d bytes", i, n)
+			}
+			if i >= stop {
+				refused <- struct{}{}
+				return false
+			}
+			asked[i]++
+			return true
+		})
+	}})
+	in.wait(func() bool { return len(in.blocks) == 70 })
+	<-refused
+	var parked int
+	l.with(func(s *Seller) { parked = s.Stats().Parked })
+	if parked == 0 {
+		t.Error("nothing is parked")
+	}
+	l.with(func(s *Seller) { s.mu.Lock(); stop = 1000; s.mu.Unlock(); s.Resume() })
+	in.wait(func() bool { return len(in.blocks) == 200 })
+	for i := range uint64(200) {
+		if asked[i] != 1 {
+			t.Errorf("block %d was passed %d times", i, asked[i])
+		}
+	}
+	l.with(func(s *Seller) {
+		if st := s.Stats(); st.NoData > 0 {
+			t.Errorf("%+v", st)
+		}
+	})
+}
+
+// TestSignaturesCoalesce: a log that grows a thousand times a second is signed a
+// few times a second for each buyer.
+func TestSignaturesCoalesce(t *testing.T) {
+	m := newMemory(1)
+	m.append(testBlocks(0, 1, 50)...)
+	in := newInbox()
+	b := newBuyer(t, m, in, nil)
+	l := connect(t, sale{feed: m, buyer: b, up: &Uplink{}})
+	in.wait(func() bool { return len(in.blocks) == 1 })
+	start := time.Now()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for i := 1; time.Since(start) < 2*time.Second; i++ {
+		<-tick.C
+		m.append(testBlock(i, 50))
+	}
+	n := len(m.blocks)
+	in.wait(func() bool { return len(in.blocks) == n })
+	l.with(func(s *Seller) {
+		if st := s.Stats(); st.Upgrades > 12 || st.Upgrades < 5 {
+			t.Errorf("%d signatures for %d appends in two seconds", st.Upgrades, n)
+		}
+	})
+	// After a quiet time a block is announced at once.
+	time.Sleep(300 * time.Millisecond)
+	start = time.Now()
+	m.append(testBlock(n, 50))
+	in.wait(func() bool { return len(in.blocks) == n+1 })
+	if d := time.Since(start); d > 100*time.Millisecond {
+		t.Errorf("news took %v", d)
+	}
+}
+
+// TestFromEnd begins with what is appended after the first contact.
+func TestFromEnd(t *testing.T) {
+	m := newMemory(1)
+	m.append(testBlocks(0, 100, 50)...)
+	in := newInbox()
+	b := newBuyer(t, m, in, func(c *BuyerConfig) { c.From, c.Store = FromEnd, newShelf() })
+	connect(t, sale{feed: m, buyer: b})
+	in.wait(func() bool { return in.head.Length == 100 })
+	m.append(testBlocks(100, 5, 50)...)
+	in.wait(func() bool { return len(in.blocks) == 5 })
+	if !slices.Equal(in.order, []uint64{100, 101, 102, 103, 104}) || len(in.gaps) > 0 {
+		t.Error(in.order, in.gaps)
+	}
+	same(t, in, m, 100)
+}
+
+// TestUploadCaps: what all send together stays under the common cap, shared
+// fairly, and none is faster than its own.
+func TestUploadCaps(t *testing.T) {
+	const rate, own, peers = 4 << 20, 2 << 20, 4
+	up := &Uplink{Rate: rate, Coalesce: 1}
+	var ins []*inbox
+	m := newMemory(1)
+	m.append(testBlocks(0, 1000, 4<<10)...)
+	start := time.Now()
+	for range peers {
+		in := newInbox()
+		feed := newMemory(1)
+		feed.append(m.blocks...)
+		connect(t, sale{feed: feed, buyer: newBuyer(t, feed, in, nil), up: up, rate: own})
+		ins = append(ins, in)
+	}
+	time.Sleep(time.Until(start.Add(2 * time.Second)))
+	total := 0
+	var got []int
+	took := time.Since(start).Seconds()
+	for _, in := range ins {
+		in.mu.Lock()
+		got = append(got, len(in.blocks)*4<<10)
+		in.mu.Unlock()
+		total += got[len(got)-1]
+	}
+	if f := float64(total) / took; f > rate*1.05 || f < rate*0.8 {
+		t.Errorf("%.0f bytes a second together, the cap is %d", f, rate)
+	}
+	if slices.Max(got) > 3*slices.Min(got)/2 {
+		t.Errorf("shares: %v", got)
+	}
+	// Alone, one gets its own cap and not more.
+	in := newInbox()
+	feed := newMemory(2)
+	feed.append(m.blocks...)
+	start = time.Now()
+	connect(t, sale{feed: feed, buyer: newBuyer(t, feed, in, nil), up: &Uplink{Coalesce: 1}, rate: own})
+	time.Sleep(time.Until(start.Add(time.Second)))
+	in.mu.Lock()
+	n := len(in.blocks) * 4 << 10
+	in.mu.Unlock()
+	if f := float64(n) / time.Since(start).Seconds(); f > own*1.1 || f < own*0.8 {
+		t.Errorf("%.0f bytes a second alone, the cap is %d", f, own)
+	}
+}
+
+// crooked is a seller's feed that lies in one way.
+type crooked struct {
+	*memory
+	bend func(d *merkle.Proof)
+}
+
+func (c *crooked) Proof(r merkle.Request) (merkle.Proof, merkle.Head, error) {
+	p, h, err := c.memory.Proof(r)
+	if err == nil {
+		c.bend(&p)
+	}
+	return p, h, err
+}
+
+func (c *crooked) Release() {}
+func (c *crooked) Read(i, levels uint64) ([]byte, []merkle.Node, error) {
+	p, _, err := c.Proof(merkle.Request{Block: &merkle.NodeRequest{Index: i, Nodes: levels}})
+	if err != nil {
+		return nil, nil, err
+	}
+	return p.Block.Value, p.Block.Nodes, nil
+}
+
+// bent is a crooked feed with another manifest.
+type bent struct {
+	crooked
+	other merkle.Manifest
+}
+
+func (b *bent) Manifest() merkle.Manifest { return b.other }
+
+// TestTampered: whatever a seller bends, the buyer stores nothing of it and says
+// what is wrong.
+func TestTampered(t *testing.T) {
+	flip := func(b []byte) []byte {
+		b = bytes.Clone(b)
+		b[len(b)-1] ^= 1
+		return b
+	}
+	node := func(list []merkle.Node) {
+		if len(list) > 0 {
+			list[len(list)-1].Hash[5] ^= 1
+		}
+	}
+	for name, bend := range map[string]func(p *merkle.Proof){
+		"block":     func(p *merkle.Proof) { setBlock(p, 20, flip) },
+		"node":      func(p *merkle.Proof) { onBlock(p, 20, func() { node(p.Block.Nodes) }) },
+		"size":      func(p *merkle.Proof) { onBlock(p, 20, func() { p.Block.Nodes[0].Size++ }) },
+		"nodes":     func(p *merkle.Proof) { onBlock(p, 20, func() { p.Block.Nodes = p.Block.Nodes[1:] }) },
+		"index":     func(p *merkle.Proof) { onBlock(p, 20, func() { p.Block.Index++ }) },
+		"root":      func(p *merkle.Proof) { onUpgrade(p, func() { node(p.Upgrade.Nodes) }) },
+		"signature": func(p *merkle.Proof) { onUpgrade(p, func() { p.Upgrade.Signature = flip(p.Upgrade.Signature) }) },
+		"length":    func(p *merkle.Proof) { onUpgrade(p, func() { p.Upgrade.Length-- }) },
+		"manifest":  nil,
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newMemory(1)
+			m.append(testBlocks(0, 32, 50)...)
+			b := &bent{crooked{m, func(*merkle.Proof) {}}, m.manifest}
+			if bend != nil {
+				b.bend = bend
+			} else {
+				b.other = newMemory(2).manifest
+			}
+			in := newInbox()
+			sh := newShelf()
+			buyer := newBuyer(t, m, in, func(c *BuyerConfig) { c.Store = sh })
+			l := connect(t, sale{feed: m, buyer: buyer, config: func(c *SellerConfig) { c.Feed, c.Blocks = b, b }})
+			l.wg.Wait()
+			if !errors.Is(l.errB, ErrInvalid) {
+				t.Errorf("the buyer says %v", l.errB)
+			}
+			for i, x := range in.blocks {
+				if !bytes.Equal(x, m.blocks[i]) || i >= 20 || !bytes.Equal(sh.blocks[i], x) {
+					t.Errorf("block %d was taken", i)
+				}
+			}
+			if head, cursor := buyer.Head(); cursor > 20 || head.Length > 0 && head.TreeHash != m.tree.Hash() {
+				t.Errorf("head %+v, cursor %d", head, cursor)
+			}
+		})
+	}
+}
+
+func onBlock(p *merkle.Proof, i uint64, f func()) {
+	if p.Block != nil && p.Block.Index == i {
+		f()
+	}
+}
+
+func setBlock(p *merkle.Proof, i uint64, f func([]byte) []byte) {
+	onBlock(p, i, func() { p.Block.Value = f(p.Block.Value) })
+}
+
+func onUpgrade(p *merkle.Proof, f func()) {
+	if p.Upgrade != nil {
+		f()
+	}
+}
+
+// TestWrongCapability: who does not know the feed's key gets nothing.
+func TestWrongCapability(t *testing.T) {
+	m := newMemory(1)
+	m.append(testBlocks(0, 10, 50)...)
+	tp := newTape(t)
+	x := mux.New(tp, mux.Config{})
+	s := newSeller(t, SellerConfig{Session: Session{Mux: x}, Feed: m, Blocks: blocks{m}, Meter: meterFunc(func(i uint64, _ int) bool {
+		t.Errorf("block %d is passed", i)
+		return true
+	})})
+	h := (*sellerHandler)(s)
+	for _, hello := range [][]byte{
+		Handshake{Seeks: true}.Append(nil),
+		Handshake{Capability: Capability(m.Key(), [64]byte{}, false)}.Append(nil), // our own role
+		Handshake{Capability: Capability(m.Key(), [64]byte{1}, true)}.Append(nil), // of another connection
+	} {
+		if err := h.Opened(hello); !errors.Is(err, ErrCapability) {
+			t.Errorf("%x: %v", hello, err)
+		}
+	}
+	if err := h.Opened([]byte{1, 2}); !errors.Is(err, ErrMessage) {
+		t.Error(err)
+	}
+}
+
+// TestFlood: one who asks for more than may wait is cut off, and one who asks
+// for what cannot be.
+func TestFlood(t *testing.T) {
+	m := newMemory(1)
+	m.append(testBlocks(0, 10, 50)...)
+	for name, c := range map[string]struct {
+		request func(i uint64) Request
+		produce bool
+	}{
+		"too many": {func(i uint64) Request {
+			r := Request{ID: i + 1}
+			r.Block = &merkle.NodeRequest{Index: 3}
+			return r
+		}, false},
+		"impossible": {func(i uint64) Request {
+			r := Request{ID: i + 1}
+			r.Hash = &merkle.NodeRequest{Index: 1 << 40}
+			return r
+		}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tp := newTape(t)
+			x := mux.New(tp, mux.Config{})
+			s := newSeller(t, SellerConfig{Session: Session{Mux: x}, Feed: m, Blocks: blocks{m}})
+			h := (*sellerHandler)(s)
+			if err := h.Message(typeSync, Sync{}.Append(nil)); err != nil {
+				t.Fatal(err)
+			}
+			for i := range uint64(maxRequests + 10) {
+				r := c.request(i)
+				if err := h.Message(typeRequest, r.Append(nil)); errors.Is(err, ErrFlood) {
+					return
+				} else if err != nil {
+					t.Fatal(err)
+				}
+				if c.produce {
+					var b mux.Batch
+					h.Produce(&b)
+					if s.ended {
+						return
+					}
+				}
+			}
+			t.Error("it goes on for ever")
+		})
+	}
+}
