@@ -107,9 +107,15 @@ func parsePartial(b []byte) (p partial, rest []byte, err error) {
 }
 
 func (m *Manifest) verifyContainer(key Hash, h Head, signature []byte) error {
-	parts, _, err := compact.ParseArray(signature, maxSigners, 66, parsePartial)
+	parts, rest, err := compact.ParseArray(signature, maxSigners, 66, parsePartial)
+	if err == nil {
+		_, rest, err = ParseNodes(rest) // of patches, which are not supported
+	}
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrSignature, err)
+	}
+	if len(rest) > 0 {
+		return fmt.Errorf("%w: %d bytes behind it", ErrSignature, len(rest))
 	}
 	if m.Quorum == 0 || m.Quorum > uint64(len(parts)) {
 		return fmt.Errorf("%w: %d signatures for a quorum of %d", ErrSignature, len(parts), m.Quorum)

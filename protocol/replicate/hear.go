@@ -163,12 +163,11 @@ func (s *Seller) sendRange(r Range) {
 // available is the range of blocks that may be had, from block since on. mu is
 // held.
 func (s *Seller) available(b bounds, since uint64) Range {
-	end := s.end(b.length)
-	start := max(b.first, min(since, end))
+	start := max(b.first, min(since, b.end))
 	if b.first == 0 {
 		start = 0
 	}
-	return Range{Start: start, Length: end - min(start, end)}
+	return Range{Start: start, Length: b.end - min(start, b.end)}
 }
 
 // onRequest parks a request until Produce answers it. mu is held.
@@ -205,7 +204,7 @@ func (s *Seller) onWant(w Want) {
 		return // it will hear everything
 	}
 	b := s.told
-	end := min(s.end(b.length), w.Start+min(w.Length, 1<<21))
+	end := min(b.end, w.Start+min(w.Length, 1<<21))
 	start := max(b.first, w.Start)
 	if start >= end || w.Start > compact.MaxUint {
 		return

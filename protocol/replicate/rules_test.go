@@ -33,8 +33,7 @@ func TestWindowOfSession(t *testing.T) {
 	if !slices.Equal(in.gaps, []string{"0-100"}) {
 		t.Error(in.gaps)
 	}
-	l.with(func(s *Seller) { s.SetWindow(100, 0) })
-	meter.last = 300
+	l.with(func(s *Seller) { s.mu.Lock(); meter.last = 300; s.mu.Unlock(); s.SetWindow(100, 0) })
 	in.wait(func() bool { return len(in.blocks) == 200 })
 	same(t, in, m, 100)
 }
@@ -234,7 +233,6 @@ func TestTampered(t *testing.T) {
 		"node":      func(p *merkle.Proof) { onBlock(p, 20, func() { node(p.Block.Nodes) }) },
 		"size":      func(p *merkle.Proof) { onBlock(p, 20, func() { p.Block.Nodes[0].Size++ }) },
 		"nodes":     func(p *merkle.Proof) { onBlock(p, 20, func() { p.Block.Nodes = p.Block.Nodes[1:] }) },
-		"index":     func(p *merkle.Proof) { onBlock(p, 20, func() { p.Block.Index++ }) },
 		"root":      func(p *merkle.Proof) { onUpgrade(p, func() { node(p.Upgrade.Nodes) }) },
 		"signature": func(p *merkle.Proof) { onUpgrade(p, func() { p.Upgrade.Signature = flip(p.Upgrade.Signature) }) },
 		"length":    func(p *merkle.Proof) { onUpgrade(p, func() { p.Upgrade.Length-- }) },

@@ -139,8 +139,9 @@ type SellerStats struct {
 	Parked int
 }
 
-// bounds is where a feed stands.
-type bounds struct{ fork, first, length uint64 }
+// bounds is where a feed stands: its fork and length, and the blocks [first, end)
+// that are in the window.
+type bounds struct{ fork, first, end, length uint64 }
 
 // NewSeller opens the channel of a feed.
 func NewSeller(cfg SellerConfig) (*Seller, error) {
@@ -171,7 +172,7 @@ func (s *Seller) unlock() {
 // bounds returns what may be announced. mu is held.
 func (s *Seller) bounds() bounds {
 	first, length := s.feed.Bounds()
-	return bounds{s.feed.Fork(), max(first, s.first), length}
+	return bounds{s.feed.Fork(), max(first, s.first), s.end(length), length}
 }
 
 // end returns the end of the window in a log of this length. mu is held.

@@ -75,7 +75,7 @@ func (s *Seller) announce(b *mux.Batch, now time.Time) (next time.Time) {
 func (s *Seller) tell(b *mux.Batch, now time.Time) {
 	s.changed = false
 	was, is := s.told, s.bounds()
-	if was == is && s.length == 0 {
+	if was == is {
 		return
 	}
 	s.nextTell = now.Add(s.up.interval())
@@ -92,8 +92,13 @@ func (s *Seller) tell(b *mux.Batch, now time.Time) {
 		// A stock buyer that was told of all from 0 on forgets all of it.
 		say(Range{Drop: true, Length: is.first})
 		say(s.available(is, 0))
-	default:
-		say(s.available(is, was.length))
+	case is.first < was.first:
+		say(s.available(is, 0))
+	case is.end > was.end:
+		say(s.available(is, was.end))
+	}
+	if is.end < was.end {
+		say(Range{Drop: true, Start: is.end, Length: was.end - is.end})
 	}
 	s.syncNow = true
 }
