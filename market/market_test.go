@@ -8,11 +8,14 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"dazaar-edge/feed/feedtest"
 	"dazaar-edge/protocol/dazaar"
 	"dazaar-edge/protocol/secretstream"
+	"dazaar-edge/storage/durable"
 )
 
 func TestBuy(t *testing.T) {
@@ -255,4 +258,61 @@ func TestClosing(t *testing.T) {
 	if fmt.Sprint(c.paper.notes) != "[]" {
 		t.Error(c.paper.notes)
 	}
+}
+
+// gate is a disk whose syncs wait while it is shut.
+type gate struct {
+	durable.FS
+	mu sync.RWMutex // held for writing while shut
+}
+
+func (g *gate) Open(name string) (durable.File, error)   { return g.wrap(g.FS.Open(name)) }
+func (g *gate) Create(name string) (durable.File, error) { return g.wrap(g.FS.Create(name)) }
+func (g *gate) wrap(f durable.File, err error) (durable.File, error) {
+	if err != nil {
+		return nil, err
+	}
+	return gated{f, g}, nil
+}
+
+type gated struct {
+	durable.File
+	g *gate
+}
+
+func (f gated) Datasync() error {
+	f.g.mu.RLock()
+	defer f.g.mu.RUnlock()
+	return f.File.Datasync()
+}
+
+// TestNotBeforeCommit: what is not yet durable is neither announced nor served.
+func TestNotBeforeCommit(t *testing.T) {
+	g := &gate{FS: durable.OS()}
+	s := &shop{t: t, dir: t.TempDir(), sales: &feedtest.Sales{}, address: "127.0.0.1:0", fsys: g}
+	s.open()
+	t.Cleanup(s.close)
+	s.append(10, 100)
+	c := newCustomer(t)
+	stop := c.start(s)
+	c.paper.wait(10)
+	for range 5 {
+		n := s.n
+		g.mu.Lock()
+		done := make(chan struct{})
+		go func() { s.append(20, 100); close(done) }()
+		time.Sleep(50 * time.Millisecond) // long enough for a seller that does not wait
+		c.paper.mu.Lock()
+		if got := len(c.paper.lines); got != n {
+			t.Errorf("%d blocks are bought, %d are durable", got, n)
+		}
+		c.paper.mu.Unlock()
+		g.mu.Unlock()
+		<-done
+		c.paper.wait(n + 20)
+	}
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+	c.paper.check(t, 0, s.n, 100)
 }

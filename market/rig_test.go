@@ -39,7 +39,8 @@ type shop struct {
 	log     *feed.Log
 	offer   *Offer
 	address string
-	n       int // blocks that were appended
+	fsys    durable.FS // nil is the real one
+	n       int        // blocks that were appended
 }
 
 func newShop(t testing.TB, config func(*OfferConfig)) *shop {
@@ -52,9 +53,12 @@ func newShop(t testing.TB, config func(*OfferConfig)) *shop {
 
 func (s *shop) open() {
 	s.t.Helper()
+	if s.fsys == nil {
+		s.fsys = durable.OS()
+	}
 	var err error
 	if s.log, err = feed.Open(feed.Config{
-		FS: durable.OS(), Dir: s.dir, MaxSize: 256 << 20, Name: "shop", Encoding: block.Raw, Keys: feedtest.Keys{}, Sales: s.sales,
+		FS: s.fsys, Dir: s.dir, MaxSize: 256 << 20, Name: "shop", Encoding: block.Raw, Keys: feedtest.Keys{}, Sales: s.sales,
 		Now: func() block.Stamp { return block.Stamp{Boot: 1} }, CommitEvery: time.Millisecond, CommitBytes: 1 << 20, Log: testLog(),
 	}); err != nil {
 		s.t.Fatal(err)
