@@ -166,3 +166,18 @@ func (r *reference) at(length uint64) *reference {
 func stamp(boot uint32, second float64) block.Stamp {
 	return block.Stamp{Boot: boot, Mono: time.Duration(second * float64(time.Second))}
 }
+
+// appendRaw appends raw blocks with this content and returns them as they are in
+// the log.
+func (e *env) appendRaw(data [][]byte) (out [][]byte) {
+	e.t.Helper()
+	var batch []block.Block
+	for _, d := range data {
+		b := e.raw(d)
+		batch, out = append(batch, b), append(out, b.Data)
+	}
+	if _, err := e.log.Append(context.Background(), batch...); err != nil {
+		e.t.Fatal(err)
+	}
+	return out
+}

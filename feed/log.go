@@ -91,15 +91,16 @@ type Config struct {
 
 // Log is a log. All methods are safe for concurrent use.
 type Log struct {
-	cfg   Config
-	log   *slog.Logger
-	st    *storage.Log
-	tree  forest
-	nodes nodeCache
-	pins  pinned
-	epoch uint64 // counts opens after which sales must be settled
-	lost  lostRanges
-	start Recovery
+	cfg    Config
+	log    *slog.Logger
+	st     *storage.Log
+	tree   forest
+	nodes  nodeCache
+	crowns crowns
+	pins   pinned
+	epoch  uint64 // counts opens after which sales must be settled
+	lost   lostRanges
+	start  Recovery
 
 	salesMu sync.Mutex        // held while a sale's state is loaded, changed and saved
 	marksMu sync.Mutex        // never held while storage or sales are called

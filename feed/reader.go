@@ -2,14 +2,16 @@ package feed
 
 import (
 	"fmt"
+	"sync"
 
 	"dazaar-edge/feed/merkle"
 	"dazaar-edge/storage"
 )
 
-// Reader reads blocks with the nodes that prove them, and is fast when they are
-// read in order: it keeps one tile of blocks, with the tree over them, at a time.
-// It is not safe for concurrent use.
+// Reader reads blocks with the nodes that prove them: it keeps one tile of blocks,
+// with the tree over them, at a time. When blocks are read in order the tile is as
+// large as those of the stored tree; else it is a sixteenth, if the log remembers
+// what is above. It is not safe for concurrent use.
 type Reader struct {
 	l     *Log
 	first uint64 // block that the tile begins with
@@ -18,7 +20,44 @@ type Reader struct {
 	data  []byte
 	ends  []uint32      // of each block in data
 	tree  []merkle.Node // by place in the tile; the index of those not there is none
+	upper *merkle.Crown // what is above the tile; nil if that is stored
 	path  []merkle.Node
+}
+
+// maxCrowns bounds what a log remembers: 0.8 MB, of 131,072 small blocks.
+const maxCrowns = 512
+
+// crowns are the newest that were made, by the tile's root.
+type crowns struct {
+	mu   sync.Mutex
+	all  map[uint64]*merkle.Crown // guarded by mu, like all below
+	ring []uint64
+	next int
+}
+
+func (c *crowns) get(root uint64) *merkle.Crown {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.all[root]
+}
+
+func (c *crowns) put(root uint64, x *merkle.Crown) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.all == nil {
+		c.all = map[uint64]*merkle.Crown{}
+	}
+	if _, ok := c.all[root]; ok {
+		return
+	}
+	if len(c.ring) < maxCrowns {
+		c.ring = append(c.ring, root)
+	} else {
+		delete(c.all, c.ring[c.next])
+		c.ring[c.next] = root
+		c.next = (c.next + 1) % maxCrowns
+	}
+	c.all[root] = x
 }
 
 // Reader returns a new Reader.
@@ -53,6 +92,9 @@ func (r *Reader) Read(i, levels uint64) ([]byte, []merkle.Node, error) {
 		}
 		n, ok := r.node(s)
 		if !ok {
+			n, ok = r.upper.Node(s)
+		}
+		if !ok {
 			var err error
 			if n, err = (nodeReader{r.l, h}).Node(s); err != nil {
 				return nil, nil, err
@@ -83,7 +125,8 @@ func (r *Reader) node(x uint64) (merkle.Node, bool) {
 // load reads the tile of block i. Nodes above tiles are stored with the segment,
 // so a tile is the least that must be read to prove a block.
 func (r *Reader) load(h head, i uint64) error {
-	r.to = 0
+	inOrder := i == r.to
+	r.to, r.upper = 0, nil
 	seg, err := r.l.st.SegmentAt(i)
 	if err != nil {
 		return err
@@ -97,7 +140,16 @@ func (r *Reader) load(h head, i uint64) error {
 		level = t.low
 	}
 	if level = min(level, leafLevels); level > 0 {
-		if err := r.fill(h, i, level); err != nil || r.to > i {
+		root, part := merkle.Ancestor(i, level), level
+		if level > merkle.CrownLevels && !inOrder {
+			if r.upper = r.l.crowns.get(root); r.upper != nil {
+				part = r.upper.Low
+			}
+		}
+		if err := r.fill(h, i, part); err != nil || r.to > i {
+			if err == nil && level > merkle.CrownLevels && part == level {
+				r.remember(root, level)
+			}
 			return err
 		}
 	}
@@ -113,6 +165,16 @@ func (r *Reader) load(h head, i uint64) error {
 	r.first, r.from, r.to, r.tree = i, i, i+1, r.tree[:0]
 	r.ends = append(r.ends[:0], uint32(len(r.data)))
 	return nil
+}
+
+// remember keeps the upper part of the tile's tree, if all of it is there.
+func (r *Reader) remember(root uint64, level uint) {
+	if _, ok := r.node(root); !ok || r.l.crowns.get(root) != nil {
+		return
+	}
+	if c := merkle.NewCrown(root, r.node); c != nil {
+		r.l.crowns.put(root, c)
+	}
 }
 
 // fill reads the tile of this level; if it is too large, r.to tells how far.
