@@ -27,6 +27,12 @@ type Kept struct {
 	Left, Right []merkle.Node
 	// Parts are the parts of the tail, oldest first.
 	Parts []Part
+	// From is the first block that is wanted.
+	From uint64
+	// Foreign says that all this is of the same log under another key, with
+	// another manifest: what of it is true of this feed is looked into first, as
+	// when a fork was raised.
+	Foreign bool
 }
 
 // Part is a part of the tail: the blocks from First to the next part, or the
@@ -128,6 +134,11 @@ func NewBuyer(cfg BuyerConfig) (*Buyer, error) {
 		b.k = *k
 		b.k.Parts = slices.Clone(k.Parts)
 		from = k.Cursor
+	} else if from != FromEnd {
+		b.k.From = from
+	}
+	if b.k.Foreign {
+		b.k.Manifest = nil
 	}
 	if from != FromEnd {
 		b.walk.Reset(from, b.k.Head.Length, b.k.Roots)
@@ -151,7 +162,11 @@ func (b *Buyer) Checkpoint(f func(Kept) error) error {
 	k := b.k
 	k.Cursor, k.Left, k.Right, k.Parts = FromEnd, nil, nil, slices.Clone(k.Parts)
 	if b.begun {
-		k.Cursor, k.Right = b.walk.Next(), b.walk.Right(nil)
+		k.Cursor = b.walk.Next()
+		// A few trusted nodes save a few bytes; all can be asked for again.
+		if right := b.walk.Right(nil); len(right) <= merkle.MaxRoots {
+			k.Right = right
+		}
 		if left, ok := b.walk.Left(nil); ok {
 			k.Left = left
 		}
@@ -169,6 +184,16 @@ func (b *Buyer) Head() (h merkle.Head, cursor uint64) {
 	return b.k.Head, b.walk.Next()
 }
 
+// Current tells whether the seller said where it stands and all of that, length
+// blocks at least, was delivered.
+func (b *Buyer) Current(length uint64) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	u, h := b.up, b.k.Head
+	return u != nil && u.synced && u.fork == nil && u.remote.Fork == h.Fork && !b.k.Foreign && u.remote.Length >= length &&
+		h.Length >= u.remote.Length && (!b.begun && length == 0 || b.begun && b.walk.Next() >= h.Length)
+}
+
 // Stats returns what was done so far.
 func (b *Buyer) Stats() BuyerStats {
 	b.mu.Lock()
@@ -182,7 +207,7 @@ func (b *Buyer) Attach(s Session) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.detach()
-	u := &upstream{b: b, session: s, window: firstWindow}
+	u := &upstream{b: b, session: s, window: firstWindow, forgot: ^uint64(0)}
 	u.restart()
 	ch, err := s.open(b.cfg.Key, u)
 	if err != nil {
@@ -222,7 +247,7 @@ func (b *Buyer) changed() {
 // not, and [ErrClosed] if the session ended meanwhile.
 func (b *Buyer) Get(ctx context.Context, i uint64) ([]byte, error) {
 	b.mu.Lock()
-	for b.up == nil || !b.up.synced || b.k.Head.Length <= i || b.up.fork != nil {
+	for b.up == nil || b.k.Head.Length <= i || !b.up.serves() {
 		moved := b.moved
 		b.mu.Unlock()
 		select {
@@ -259,6 +284,9 @@ func (b *Buyer) Get(ctx context.Context, i uint64) ([]byte, error) {
 		return nil
 	})
 	b.mu.Unlock()
+	if id == 0 {
+		return nil, fmt.Errorf("block %d: %w", i, ErrFlood)
+	}
 	select {
 	case r := <-done:
 		return r.data, r.err
@@ -284,7 +312,7 @@ func (b *Buyer) grow(v *merkle.Verified, signature []byte) error {
 	if b.begun {
 		b.walk.Grow(v.Head.Length, b.k.Roots, v.Nodes)
 	} else {
-		b.begun = true
+		b.begun, b.k.From = true, v.Head.Length
 		b.walk.Reset(v.Head.Length, v.Head.Length, b.k.Roots)
 		b.up.restart()
 	}

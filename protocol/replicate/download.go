@@ -24,7 +24,22 @@ func (u *upstream) onData(m []byte) error {
 	if a := &u.asks.slots[id-1]; a.state == askPending && a.reply == nil {
 		i := a.block
 		if f != merkle.FlagBlock || fork != u.b.k.Head.Fork {
+			if a.stale {
+				a.stale = false // it answers what was taken back
+				return nil
+			}
 			return fmt.Errorf("%w: block %d was asked for, and not that came", ErrInvalid, i)
+		}
+		index, rest, err := compact.ParseUint(rest)
+		if err != nil {
+			return bad("data", err)
+		}
+		if index != i {
+			if a.stale {
+				a.stale = false
+				return nil
+			}
+			return fmt.Errorf("%w: block %d was asked for, and %d came", ErrInvalid, i, index)
 		}
 		u.asks.take(id)
 		return u.onBlock(i, rest)
@@ -41,13 +56,6 @@ func (u *upstream) onData(m []byte) error {
 
 // onBlock takes block i of the download.
 func (u *upstream) onBlock(i uint64, m []byte) error {
-	index, m, err := compact.ParseUint(m)
-	if err != nil {
-		return bad("data", err)
-	}
-	if index != i {
-		return fmt.Errorf("%w: block %d was asked for, and %d came", ErrInvalid, i, index)
-	}
 	value, m, err := compact.ParseBuffer(m)
 	if err != nil {
 		return bad("data", err)
@@ -65,7 +73,7 @@ func (u *upstream) onBlock(i uint64, m []byte) error {
 			u.early = map[uint64]block{}
 		}
 		u.early[i] = block{slices.Clone(value), slices.Clone(u.scratch)}
-		u.held += len(value)
+		u.waiting += len(value)
 		return nil
 	}
 	if err := u.b.deliver(value, u.scratch); err != nil {
@@ -94,7 +102,7 @@ func (u *upstream) drain() error {
 			break
 		}
 		delete(u.early, i)
-		u.held -= len(x.value)
+		u.waiting -= len(x.value)
 		if err := u.b.deliver(x.value, x.nodes); err != nil {
 			return u.unverified(i, err)
 		}
@@ -125,19 +133,16 @@ func (u *upstream) onNoData(n NoData) error {
 	if a.reply != nil {
 		return a.reply(nil, fmt.Errorf("%w: reason %d", ErrUnavailable, n.Reason))
 	}
-	if n.Reason == ReasonNone {
-		// The seller is on its way to another fork; it will say so.
-		u.ask = min(u.ask, a.block)
+	if n.Reason == ReasonNone || u.remote.Fork != u.b.k.Head.Fork {
+		// The seller is on its way to another fork, or on another one; it will
+		// say so.
+		u.hold()
 		return nil
 	}
 	// What was asked for behind the block cannot be verified without it.
 	u.theirs.set(a.block, a.block+1, false)
 	if !u.missing || a.block < u.refused {
-		u.missing, u.refused, u.since = true, a.block, time.Now()
-		if _, ok := u.theirs.next(a.block); !ok {
-			w := Want{Start: a.block / maxWant * maxWant, Length: maxWant}
-			u.ch.Send(typeWant, w.Append(nil)) //nolint:errcheck // the connection ends
-		}
+		u.missing, u.refused, u.page, u.queried = true, a.block, a.block+1, false
 	}
 	return u.onAvailable()
 }
@@ -145,46 +150,83 @@ func (u *upstream) onNoData(n NoData) error {
 // maxWant is the longest want that stock peers answer.
 const maxWant = 1 << 21
 
+// remembered forgets what is too much to remember of what the seller has.
+func (u *upstream) remembered() {
+	if len(u.theirs) > maxBuyerRanges && u.b.begun {
+		u.theirs.set(0, u.b.walk.Next(), false)
+	}
+	u.forgot = min(u.forgot, u.theirs.forgetHigh(maxBuyerRanges))
+}
+
 // onAvailable goes on behind a block that was refused, if it is its turn and it
-// is known what there is.
+// is known what there is; if not, it asks, a page after the other.
 func (u *upstream) onAvailable() error {
 	if !u.missing || u.b.walk.Next() != u.refused {
 		return nil
 	}
+	length := u.b.k.Head.Length
 	next, ok := u.theirs.next(u.refused)
-	if !ok {
-		if time.Since(u.since) < lastResort {
+	for !ok || next >= u.forgot {
+		if ok { // what was forgotten may lie before
+			ok, u.page, u.forgot, u.queried = false, min(u.page, u.forgot), ^uint64(0), false
+		}
+		if u.page >= length {
+			next = length
+			break
+		}
+		if !u.queried {
+			u.queried, u.since = true, time.Now()
+			w := Want{Start: u.page / maxWant * maxWant, Length: maxWant}
+			return u.ch.Send(typeWant, w.Append(nil))
+		}
+		if time.Since(u.since) < maxWait {
 			return nil
 		}
-		next = u.refused + 1
+		u.page, u.queried = u.page/maxWant*maxWant+maxWant, false // nobody says
 	}
-	next = min(next, u.b.k.Head.Length)
-	if next > u.refused {
+	if next = min(next, length); next > u.refused {
 		if err := u.b.skip(next); err != nil {
 			return err
 		}
 	}
+	u.window = 1 // there may be more holes
 	u.restart()
 	return nil
 }
 
 // setBits notes what a bitfield says.
 func (u *upstream) setBits(f Bitfield) {
+	var spans []span
 	at := f.Start
-	for i := 0; i < len(f.Words); {
-		// Runs of equal words are one range.
-		w, n := f.Words[i], uint64(1)
-		if w == 0 || w == ^uint32(0) {
-			for i+int(n) < len(f.Words) && f.Words[i+int(n)] == w {
-				n++
-			}
-			u.theirs.set(at, at+32*n, w != 0)
+	add := func(from, to uint64) {
+		if n := len(spans); n > 0 && spans[n-1].to == from {
+			spans[n-1].to = to
 		} else {
+			spans = append(spans, span{from, to})
+		}
+	}
+	for _, w := range f.Words {
+		if len(spans) > maxBuyerRanges {
+			u.forgot = min(u.forgot, at)
+			break
+		}
+		switch w {
+		case 0:
+		case ^uint32(0):
+			add(at, at+32)
+		default:
 			for k := range uint64(32) {
-				u.theirs.set(at+k, at+k+1, w>>k&1 != 0)
+				if w>>k&1 != 0 {
+					add(at+k, at+k+1)
+				}
 			}
 		}
-		at += 32 * n
-		i += int(n)
+		at += 32
+	}
+	u.theirs.replace(f.Start, max(at, f.Start), spans)
+	u.remembered()
+	// It speaks of its whole page: words that are not there are zero.
+	if u.missing && u.queried && f.Start/maxWant == u.page/maxWant {
+		u.page, u.queried = f.Start/maxWant*maxWant+maxWant, false
 	}
 }

@@ -22,12 +22,10 @@ type following struct {
 }
 
 // follow begins to follow the seller to its fork.
-func (u *upstream) follow() error {
-	if u.fork != nil && u.fork.fork >= u.remote.Fork {
-		return nil
-	}
+func (u *upstream) follow() {
 	f := &following{fork: u.remote.Fork}
 	u.fork = f
+	u.b.changed()
 	u.b.log.Info("replicate: the seller is on a higher fork", "fork", f.fork, "was", u.b.k.Head.Fork)
 	r := Request{Fork: f.fork, Manifest: u.b.k.Manifest == nil}
 	r.Upgrade = &merkle.UpgradeRequest{Length: u.remote.Length}
@@ -36,12 +34,15 @@ func (u *upstream) follow() error {
 			return nil
 		}
 		if err != nil || d.Upgrade == nil {
-			u.fork = nil // it will say again where it stands
+			// It will say again where it stands; if not, it is asked again.
+			u.fork = nil
+			u.b.changed()
+			u.hold()
+			u.ch.Wake()
 			return nil
 		}
 		return u.onForkHead(d)
 	})
-	return nil
 }
 
 // onForkHead takes the head of the new fork.
@@ -121,12 +122,14 @@ func (u *upstream) followed() error {
 	f, b := u.fork, u.b
 	u.fork = nil
 	cursor := b.walk.Next()
-	at := min(cursor, f.common)
-	if err := b.cfg.Sink.Fork(f.fork, at); err != nil {
-		return err
+	at := min(cursor, max(f.common, b.k.From)) // what was not wanted is not replaced
+	if b.begun && cursor > b.k.From && (at < cursor || f.fork > b.k.Head.Fork) {
+		if err := b.cfg.Sink.Fork(f.fork, at); err != nil {
+			return err
+		}
 	}
 	b.log.Info("replicate: followed a fork", "fork", f.fork, "length", f.head.Length, "common", f.common)
-	b.k.Manifest, b.k.Head, b.k.Roots, b.k.Signature = f.manifest, *f.head, f.roots, f.sig
+	b.k.Manifest, b.k.Head, b.k.Roots, b.k.Signature, b.k.Foreign = f.manifest, *f.head, f.roots, f.sig, false
 	if b.begun {
 		b.walk.Reset(at, f.head.Length, f.roots)
 		b.walk.Trust(f.left)
@@ -135,7 +138,7 @@ func (u *upstream) followed() error {
 		}
 	} else {
 		b.walk.Reset(f.head.Length, f.head.Length, f.roots)
-		b.begun = true
+		b.begun, b.k.From = true, f.head.Length
 	}
 	b.got.Forks++
 	b.got.Upgrades++

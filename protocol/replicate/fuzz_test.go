@@ -289,8 +289,8 @@ func FuzzBuyer(f *testing.F) {
 			u.Produce(&batch)
 			return nil
 		})
-		if u.held > maxBuffered+len(session) || len(u.asks.slots) > maxAsks+8 || cap(u.theirs) > 2*maxRanges {
-			t.Errorf("it holds %d bytes, %d requests, %d ranges", u.held, len(u.asks.slots), len(u.theirs))
+		if u.waiting > maxBuffered+len(session) || len(u.asks.slots) > maxSlots || len(u.theirs) > maxBuyerRanges {
+			t.Errorf("it holds %d bytes, %d requests, %d ranges", u.waiting, len(u.asks.slots), len(u.theirs))
 		}
 		if err := b.Checkpoint(func(k Kept) error {
 			_, err := NewBuyer(BuyerConfig{Key: key, Sink: sink, Kept: &k})

@@ -83,6 +83,7 @@ func (h *sellerHandler) Message(typ uint64, b []byte) error {
 			return bad("range", err)
 		}
 		s.theirs.set(r.Start, r.Start+r.Length, !r.Drop)
+		s.theirs.forgetShort(maxRanges)
 	}
 	return nil
 }

@@ -42,6 +42,7 @@ package replicate
 import (
 	"fmt"
 	"log/slog"
+	"slices"
 
 	"dazaar-edge/feed/merkle"
 	"dazaar-edge/protocol/mux"
@@ -94,8 +95,15 @@ func logger(l *slog.Logger) *slog.Logger {
 // to read: stock peers put 8 MiB of answers into one, and what goes over it.
 const MaxMessage = 8<<20 + 1<<20 + 64<<10
 
-// maxAsks is how many requests a peer of ours has in flight at most.
-const maxAsks = 1024
+// maxAsks is how many requests a peer of ours has in flight at most, maxSlots how
+// many ids it uses: those of requests that were taken back wait, as an answer may
+// still come.
+const (
+	maxAsks  = 1024
+	maxSlots = 2*maxAsks + kept
+	// kept are ids for what is no download, which must not be mistaken.
+	kept = 64
+)
 
 // ask is a request in flight.
 type ask struct {
@@ -104,6 +112,7 @@ type ask struct {
 	reply func(d *Data, err error) error
 	block uint64 // of a download
 	state askState
+	stale bool // the id was used before for what was never answered
 }
 
 type askState uint8
@@ -114,24 +123,45 @@ const (
 	askIgnored // canceled; the answer may still come
 )
 
-// asks are the requests in flight, by id - 1; ids are reused, last first.
+// asks are the requests in flight, by id - 1; ids are reused, last first, and at
+// last those of what was canceled, longest ago first.
 type asks struct {
-	slots []ask
-	free  []uint32
-	n     int
+	slots   []ask
+	free    []uint32
+	ignored []uint32 // oldest first; some may have been answered meanwhile
+	n       int
 }
 
+// add returns the id of a request; 0 if there are too many.
 func (a *asks) add(x ask) (id uint64) {
 	x.state = askPending
-	a.n++
+	limit := maxSlots
+	if x.reply == nil {
+		limit -= kept
+	}
 	if n := len(a.free); n > 0 {
 		i := a.free[n-1]
 		a.free = a.free[:n-1]
 		a.slots[i] = x
+		a.n++
 		return uint64(i) + 1
 	}
-	a.slots = append(a.slots, x)
-	return uint64(len(a.slots))
+	if len(a.slots) < limit {
+		a.slots = append(a.slots, x)
+		a.n++
+		return uint64(len(a.slots))
+	}
+	for x.reply == nil && len(a.ignored) > 0 {
+		i := a.ignored[0]
+		a.ignored = a.ignored[1:]
+		if a.slots[i].state == askIgnored {
+			x.stale = true
+			a.slots[i] = x
+			a.n++
+			return uint64(i) + 1
+		}
+	}
+	return 0
 }
 
 // take removes a request and returns it, unless it is not or no longer of
@@ -150,13 +180,17 @@ func (a *asks) take(id uint64) (x ask, ok bool) {
 	return x, true
 }
 
-// ignore takes a request back; its id is not used again before it is answered.
-// It tells whether it was pending.
+// ignore takes a request back; its id is not used again before it is answered, or
+// all others are used up. It tells whether it was pending.
 func (a *asks) ignore(id uint64) bool {
 	if id == 0 || id > uint64(len(a.slots)) || a.slots[id-1].state != askPending {
 		return false
 	}
 	a.slots[id-1] = ask{state: askIgnored}
 	a.n--
+	if len(a.ignored) >= 2*maxSlots {
+		a.ignored = slices.DeleteFunc(a.ignored, func(i uint32) bool { return a.slots[i].state != askIgnored })
+	}
+	a.ignored = append(a.ignored, uint32(id-1))
 	return true
 }

@@ -80,24 +80,28 @@ func (u *upstream) serve(b *mux.Batch) {
 	if u.requests.n == 0 {
 		return
 	}
-	t := u.b.newTail()
-	for u.requests.n > 0 && !b.Full() {
-		r, _, err := ParseRequest(u.requests.front())
-		u.requests.pop()
-		if err != nil || r.ID == 0 {
-			continue
-		}
-		d, reason := u.answer(t, &r)
-		if d == nil {
-			b.End(NoData{r.ID, reason}.Append(b.Begin(typeNoData, 12)), 0)
-			continue
-		}
-		b.End(d.Append(b.Begin(typeData, 256)), 0)
-	}
+	r, _, err := ParseRequest(u.requests.front())
+	u.requests.pop()
 	if u.requests.n > 0 {
-		u.ch.Wake()
+		u.ch.Wake() // one at a time: it may take some hashing, and others wait for the lock
 	}
+	if err != nil || r.ID == 0 {
+		return
+	}
+	d, reason := u.answer(u.b.newTail(), &r)
+	if d == nil {
+		b.End(NoData{r.ID, reason}.Append(b.Begin(typeNoData, 12)), 0)
+		return
+	}
+	if d.Block != nil {
+		u.served += len(d.Block.Value)
+	}
+	b.End(d.Append(b.Begin(typeData, 256)), 0)
 }
+
+// maxServed bounds what is returned to a seller on one connection: the tail, and
+// what of it is asked for twice.
+const maxServed = 4 * tailSize
 
 // answer builds what a request asks for, or says why it is refused.
 func (u *upstream) answer(t *tail, r *Request) (*Data, uint64) {
@@ -106,7 +110,7 @@ func (u *upstream) answer(t *tail, r *Request) (*Data, uint64) {
 	if r.Manifest {
 		d.Manifest = k.Manifest
 	}
-	if r.Fork != k.Head.Fork || k.Head.Length == 0 || r.Block != nil && (r.Block.Index < t.from || r.Block.Index >= t.to) {
+	if r.Fork != k.Head.Fork || k.Head.Length == 0 || k.Foreign || r.Block != nil && (r.Block.Index < t.from || r.Block.Index >= t.to || u.served > maxServed) {
 		if d.Manifest != nil {
 			return d, 0
 		}

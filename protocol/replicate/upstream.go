@@ -22,19 +22,28 @@ type upstream struct {
 	said    Sync // what it was told last
 	asks    asks
 	theirs  ranges // blocks that the seller announced
+	forgot  uint64 // from which block on theirs is not complete
+
+	// nothing is asked for before notBefore, as the seller refused without a
+	// reason. Then the download begins anew.
+	notBefore time.Time
+	held      bool
+	served    int // bytes of blocks that were returned
 
 	// The download: blocks [Next, ask) are in flight or wait in early.
 	ask     uint64 // block that is asked for next
 	begin   uint64 // where this run of requests began: its path is asked for whole
 	length  uint64 // of the log in which blocks are asked for: that of the head, or of the one that is asked for
 	early   map[uint64]block
-	held    int  // bytes in early
+	waiting int  // bytes in early
 	window  int  // how many blocks may be in flight
 	average int  // bytes of a block, about, of the larger ones
 	upgrade bool // a head is asked for
 	missing bool // block refused was refused; nothing is asked for until it is clear where to go on
 	refused uint64
 	since   time.Time
+	page    uint64 // blocks [refused, page) are not there, but for those in theirs
+	queried bool   // the seller was asked, since then, what there is on that page
 	scratch []merkle.Node
 
 	fork     *following // under way to a higher fork
@@ -61,7 +70,7 @@ func (u *upstream) restart() {
 		u.ask = u.b.walk.Next()
 		u.begin = u.ask
 	}
-	u.early, u.held, u.missing = nil, 0, false
+	u.early, u.waiting, u.missing = nil, 0, false
 	for i := range u.asks.slots {
 		if a := u.asks.slots[i]; a.state == askPending && a.reply == nil {
 			u.cancel(uint64(i) + 1)
@@ -86,9 +95,20 @@ func (u *upstream) over() {
 	}
 }
 
-// request asks for something besides the download.
+// hold asks for nothing for a while: the seller is on its way to another fork, or
+// cannot answer now.
+func (u *upstream) hold() {
+	u.notBefore, u.held = time.Now().Add(lastResort), true
+	u.restart()
+}
+
+// request asks for something besides the download. It returns 0 if the seller
+// leaves too much unanswered, which ends the connection.
 func (u *upstream) request(r Request, reply func(*Data, error) error) uint64 {
-	r.ID = u.asks.add(ask{reply: reply})
+	if r.ID = u.asks.add(ask{reply: reply}); r.ID == 0 {
+		u.fail(fmt.Errorf("%w: the seller leaves %d unanswered", ErrFlood, len(u.asks.slots)))
+		return 0
+	}
 	u.b.got.Asked++
 	u.ch.Send(typeRequest, r.Append(nil)) //nolint:errcheck // the connection ends
 	return r.ID
@@ -167,6 +187,7 @@ func (u *upstream) Message(typ uint64, m []byte) error {
 			return bad("range", err)
 		}
 		u.theirs.set(r.Start, r.Start+r.Length, !r.Drop)
+		u.remembered()
 		err = u.onAvailable()
 	case typeBitfield:
 		var f Bitfield
@@ -197,41 +218,50 @@ func (u *upstream) Message(typ uint64, m []byte) error {
 
 // wanted tells whether there is something to send.
 func (u *upstream) wanted() bool {
-	return u.requests.n > 0 || u.room() || u.upgradable()
+	return u.requests.n > 0 || u.held || u.missing || u.room() || u.upgradable()
 }
 
 // onSync notes where the seller stands.
 func (u *upstream) onSync(s Sync) error {
-	first := !u.synced
-	u.remote, u.synced = s, true
-	if first {
-		u.b.changed()
+	if s.Fork != u.remote.Fork || s.Length != u.remote.Length {
+		u.notBefore = time.Time{} // it moved
 	}
-	if s.Fork > u.b.k.Head.Fork && s.Length > 0 {
-		return u.follow()
+	u.remote, u.synced = s, true
+	u.b.changed()
+	if u.behind() && u.fork == nil {
+		u.follow()
 	}
 	u.sendSync()
 	return nil
+}
+
+// behind tells whether the seller is on a fork that must be followed.
+func (u *upstream) behind() bool {
+	return u.synced && u.remote.Length > 0 && (u.remote.Fork > u.b.k.Head.Fork || u.b.k.Foreign)
 }
 
 // upgradable tells whether to ask for a newer head: when all blocks of the
 // present one are asked for.
 func (u *upstream) upgradable() bool {
 	h := u.b.k.Head
-	return u.synced && u.open && !u.upgrade && u.fork == nil && u.remote.Fork == h.Fork && u.remote.Length > h.Length &&
-		u.remote.Uploading && (u.ask >= h.Length || !u.b.begun)
+	return u.serves() && !u.upgrade && u.remote.Length > h.Length && (u.ask >= h.Length || !u.b.begun)
+}
+
+// serves tells whether the seller serves the fork that we are on.
+func (u *upstream) serves() bool {
+	return u.synced && u.open && u.fork == nil && !u.held && u.remote.Uploading && u.remote.Fork == u.b.k.Head.Fork && !u.b.k.Foreign
 }
 
 // room tells whether a block may be asked for.
 func (u *upstream) room() bool {
-	if !u.synced || !u.open || !u.b.begun || u.fork != nil || u.missing || !u.remote.Uploading || u.ask >= u.length {
+	if !u.serves() || !u.b.begun || u.missing || u.ask >= u.length {
 		return false
 	}
 	window := u.window
 	if n, ok := u.theirs.next(u.ask); !ok || n != u.ask {
 		window = 1 // the seller did not say that it has it
 	}
-	return int(u.ask-u.b.walk.Next()) < window && u.asks.n < maxAsks && u.held < maxBuffered
+	return int(u.ask-u.b.walk.Next()) < window && u.asks.n < maxAsks && u.waiting < maxBuffered
 }
 
 // Produce implements mux.Producer: it asks for more while there is room.
@@ -241,20 +271,32 @@ func (u *upstream) Produce(b *mux.Batch) time.Time {
 	if u.b.up != u || !u.open {
 		return time.Time{}
 	}
+	now := time.Now()
 	u.serve(b)
+	if u.held && !u.notBefore.After(now) {
+		u.held = false
+		u.b.changed()
+		if u.behind() && u.fork == nil {
+			u.follow()
+		}
+	}
 	if u.upgradable() {
 		h := u.b.k.Head
 		n := u.remote.Length
 		r := Request{Fork: h.Fork, Manifest: u.b.k.Manifest == nil}
 		r.Upgrade = &merkle.UpgradeRequest{Start: h.Length, Length: n - h.Length}
-		r.ID = u.asks.add(ask{reply: u.onUpgrade})
-		u.upgrade, u.length = true, n
-		b.End(r.Append(b.Begin(typeRequest, 24)), 0)
-		u.b.got.Asked++
+		if r.ID = u.asks.add(ask{reply: u.onUpgrade}); r.ID != 0 {
+			u.upgrade, u.length = true, n
+			b.End(r.Append(b.Begin(typeRequest, 24)), 0)
+			u.b.got.Asked++
+		}
 	}
 	for u.room() && !b.Full() {
 		i := u.ask
 		id := u.asks.add(ask{block: i})
+		if id == 0 {
+			break
+		}
 		buf := b.Begin(typeRequest, 16)
 		buf = append(buf, merkle.FlagBlock)
 		buf = compact.AppendUint(buf, id)
@@ -265,18 +307,22 @@ func (u *upstream) Produce(b *mux.Batch) time.Time {
 		u.b.got.Asked++
 		u.ask++
 	}
+	if u.held {
+		return u.notBefore
+	}
 	if !u.missing {
 		return time.Time{}
 	}
-	due := u.since.Add(lastResort)
-	if !due.After(time.Now()) {
+	due := u.since.Add(maxWait)
+	if !u.queried {
+		due = now.Add(lastResort) // earlier blocks are still to come
+	} else if !due.After(now) {
 		if err := u.onAvailable(); err != nil {
 			u.fail(err)
 		} else if !u.missing {
 			u.ch.Wake()
-		} else {
-			due = time.Now().Add(lastResort) // earlier blocks are still to come
 		}
+		due = now.Add(maxWait)
 	}
 	return due
 }
@@ -284,17 +330,19 @@ func (u *upstream) Produce(b *mux.Batch) time.Time {
 // fail ends the connection from outside a handler.
 func (u *upstream) fail(err error) { u.session.Mux.Fail(err) }
 
-// lastResort is how long a seller may leave a want without an answer.
-const lastResort = time.Second
+const (
+	// lastResort is how long nothing is asked for after a refusal without a
+	// reason.
+	lastResort = time.Second
+	// maxWait is how long a seller may leave a want without an answer.
+	maxWait = 5 * time.Second
+)
 
 // onUpgrade takes a newer head.
 func (u *upstream) onUpgrade(d *Data, err error) error {
 	u.upgrade = false
 	if err != nil || d.Upgrade == nil {
-		u.length = u.b.k.Head.Length
-		if u.ask > u.length {
-			u.restart()
-		}
+		u.hold()
 		return nil
 	}
 	if d.Fork != u.b.k.Head.Fork {
