@@ -243,9 +243,37 @@ func (l *Log) appendNow(entries ...*block.Entry) error {
 	return nil
 }
 
+// maxReturned bounds how many returned blocks are remembered, and appended, while
+// the log is open.
+const maxReturned = 1 << 14
+
+// returned are blocks that buyers returned.
+type returned struct {
+	mu  sync.Mutex
+	all map[merkle.Node]bool // guarded by mu
+}
+
+// add tells whether a block is new and may be appended.
+func (r *returned) add(n merkle.Node) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.all[n] || len(r.all) >= maxReturned {
+		return false
+	}
+	if r.all == nil {
+		r.all = map[merkle.Node]bool{}
+	}
+	r.all[n] = true
+	return true
+}
+
 // Recover appends a block that the log had lost and a buyer returned, with the
-// fork it was on, and returns a ticket of the entries.
+// fork it was on, and returns a ticket of the entries. What was appended since
+// Open already is not appended again.
 func (l *Log) Recover(index, fork uint64, data []byte) (*Ticket, error) {
+	if !l.returned.add(merkle.Leaf(index, data)) {
+		return l.Submit()
+	}
 	var blocks []block.Block
 	for _, n := range l.recovered(index, fork, data) {
 		b, err := l.cfg.Encoding.Entry(n)

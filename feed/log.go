@@ -91,16 +91,17 @@ type Config struct {
 
 // Log is a log. All methods are safe for concurrent use.
 type Log struct {
-	cfg    Config
-	log    *slog.Logger
-	st     *storage.Log
-	tree   forest
-	nodes  nodeCache
-	crowns crowns
-	pins   pinned
-	epoch  uint64 // counts opens after which sales must be settled
-	lost   lostRanges
-	start  Recovery
+	cfg      Config
+	log      *slog.Logger
+	st       *storage.Log
+	tree     forest
+	nodes    nodeCache
+	crowns   crowns
+	pins     pinned
+	epoch    uint64 // counts opens after which sales must be settled
+	lost     lostRanges
+	returned returned
+	start    Recovery
 
 	salesMu sync.Mutex        // held while a sale's state is loaded, changed and saved
 	marksMu sync.Mutex        // never held while storage or sales are called
@@ -328,7 +329,10 @@ func (l *Log) Close() error {
 	<-l.done
 	l.writeMarks()
 	l.settleGaps()
-	if err := l.st.Close(); err != nil {
+	// Also in the sales' store: an older image of the log alone is then known
+	// to be one.
+	err := l.spill()
+	if err := errors.Join(err, l.st.Close()); err != nil {
 		return err
 	}
 	return l.endEpoch()

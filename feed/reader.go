@@ -1,6 +1,7 @@
 package feed
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 
@@ -146,21 +147,26 @@ func (r *Reader) load(h head, i uint64) error {
 				part = r.upper.Low
 			}
 		}
-		if err := r.fill(h, i, part); err != nil || r.to > i {
-			if err == nil && level > merkle.CrownLevels && part == level {
+		if err := r.fill(h, i, part); err != nil {
+			return err
+		}
+		if r.from <= i && i < r.to {
+			if level > merkle.CrownLevels && part == level {
 				r.remember(root, level)
 			}
-			return err
+			return nil
 		}
 	}
 	// It is large, or its neighbours are: alone, its tree is of no use.
+	there := false
 	r.data = r.data[:0]
 	err = r.l.Range(i, i+1, func(_ uint64, _ storage.Weight, data []byte) bool {
-		r.data = append(r.data, data...)
+		r.data, there = append(r.data, data...), true
 		return true
 	})
-	if err != nil {
-		return err
+	if err != nil || !there {
+		r.to = 0
+		return errors.Join(err, fmt.Errorf("%w: block %d", merkle.ErrMissing, i))
 	}
 	r.first, r.from, r.to, r.tree = i, i, i+1, r.tree[:0]
 	r.ends = append(r.ends[:0], uint32(len(r.data)))

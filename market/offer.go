@@ -199,7 +199,7 @@ func (o *Offer) claim(s *session) (old *session, ok bool) {
 		return nil, false
 	case old == s:
 		return nil, true
-	case old != nil && time.Since(old.since) < o.replaceAfter && old.alive():
+	case old != nil && time.Since(old.since) < o.replaceAfter && old.conn.Err() == nil:
 		return nil, false
 	case old == nil && len(o.buyers) >= o.cfg.Buyers:
 		return nil, false

@@ -61,12 +61,6 @@ func (s *session) run() {
 	}
 }
 
-// alive tells whether the other side has read lately what it was sent.
-func (s *session) alive() bool {
-	n, ok := s.conn.Backlog()
-	return s.conn.Err() == nil && (!ok || n == 0)
-}
-
 // accept decides about a channel that the buyer opened.
 func (s *session) accept(protocol string, id []byte) bool {
 	s.mu.Lock()

@@ -146,6 +146,9 @@ func New(s Stream, cfg Config) *Mux {
 	}
 	m := &Mux{stream: s, cfg: cfg, wake: make(chan struct{}, 1), limits: map[*Channel]int{}}
 	m.released.L = &m.mu
+	if cfg.Pace != nil {
+		m.hold = cfg.Pace.Spend(0) // no frame is free
+	}
 	return m
 }
 

@@ -46,7 +46,7 @@ func (h *sellerHandler) Message(typ uint64, b []byte) error {
 		if err != nil {
 			return bad("sync", err)
 		}
-		s.onSync(m)
+		return s.onSync(m)
 	case typeRequest:
 		return s.onRequest(b)
 	case typeCancel:
@@ -54,7 +54,7 @@ func (h *sellerHandler) Message(typ uint64, b []byte) error {
 		if err != nil {
 			return bad("cancel", err)
 		}
-		s.cancel(id)
+		return s.cancel(id)
 	case typeData:
 		d, _, err := ParseData(b)
 		if err != nil {
@@ -99,12 +99,15 @@ func (s *Seller) onData(d *Data) error {
 }
 
 // onSync notes where the peer stands. mu is held.
-func (s *Seller) onSync(m Sync) {
+func (s *Seller) onSync(m Sync) error {
 	was := s.remote
 	s.remote, s.heard = m, true
 	switch {
 	case s.settling != nil:
-	case !s.feed.Settled(m.Fork, m.Length):
+	case !s.feed.Settled(m.Fork, m.Length) && (m.Length > 0 || !s.sure()):
+		if s.settles++; s.settles > maxSettled {
+			return fmt.Errorf("%w: it shows what it has not, again and again", ErrFlood)
+		}
 		s.settle()
 	case !s.greeted:
 		s.tellAll()
@@ -121,12 +124,16 @@ func (s *Seller) onSync(m Sync) {
 		s.syncNow = true // it waits to hear its own length
 		s.ch.Wake()
 	}
+	return nil
 }
+
+// sure tells whether the feed knows for itself what was signed. mu is held.
+func (s *Seller) sure() bool { return s.feed.Settled(s.feed.Fork(), 0) }
 
 // greet tells the peer where the log stands, or asks it first. mu is held.
 func (s *Seller) greet() {
 	s.heard = true
-	if s.feed.Settled(s.remote.Fork, s.remote.Length) {
+	if s.feed.Settled(s.remote.Fork, s.remote.Length) || s.remote.Length == 0 && s.sure() {
 		s.tellAll()
 	} else {
 		s.settle()
@@ -156,9 +163,7 @@ func (s *Seller) tellAll() {
 func (s *Seller) behind() bool { return s.remote.Length > 0 && s.remote.Fork != s.told.fork }
 
 func (s *Seller) sendRange(r Range) {
-	if r.Length > 0 {
-		s.send(typeRange, r.Append(nil))
-	}
+	s.each(r, func(r Range) { s.send(typeRange, r.Append(nil)) })
 }
 
 // available is the range of blocks that may be had, from block since on. mu is
@@ -180,7 +185,9 @@ func (s *Seller) onRequest(b []byte) error {
 	if !s.heard { // a peer that asks without a word of where it stands
 		s.greet()
 	}
-	s.cancel(id) // the newer one takes the place of an older one
+	if err := s.cancel(id); err != nil { // the newer one takes the place of an older one
+		return err
+	}
 	if !s.requests.push(b) {
 		return fmt.Errorf("%w: more than %d", ErrFlood, s.requests.n)
 	}
@@ -191,12 +198,18 @@ func (s *Seller) onRequest(b []byte) error {
 	return nil
 }
 
-func (s *Seller) cancel(id uint64) {
-	if s.seen.has(id) {
-		s.seen.clear(id)
-		s.requests.remove(id)
-		s.built = nil
+func (s *Seller) cancel(id uint64) error {
+	if !s.seen.has(id) {
+		return nil
 	}
+	s.seen.clear(id)
+	s.built = nil
+	if !s.requests.remove(id) {
+		if s.misses++; s.misses > maxMisses+s.requests.total {
+			return fmt.Errorf("%w: %d that are none are taken back", ErrFlood, s.misses)
+		}
+	}
+	return nil
 }
 
 // onWant tells which blocks of a range are there. mu is held.
@@ -214,5 +227,5 @@ func (s *Seller) onWant(w Want) {
 		s.send(typeRange, Range{Start: start, Length: 1}.Append(nil))
 		return
 	}
-	s.send(typeRange, Range{Start: start, Length: end - start}.Append(nil))
+	s.sendRange(Range{Start: start, Length: end - start})
 }

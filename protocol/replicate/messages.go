@@ -174,6 +174,31 @@ func (d *Data) Append(b []byte) []byte {
 	return b
 }
 
+// size is about how many bytes Append appends, not less.
+func (d *Data) size() int {
+	n := 64
+	nodes := func(list []merkle.Node) { n += 9 + 50*len(list) }
+	if p := d.Block; p != nil {
+		n += len(p.Value)
+		nodes(p.Nodes)
+	}
+	if p := d.Hash; p != nil {
+		nodes(p.Nodes)
+	}
+	if p := d.Seek; p != nil {
+		nodes(p.Nodes)
+	}
+	if p := d.Upgrade; p != nil {
+		n += len(p.Signature)
+		nodes(p.Nodes)
+		nodes(p.Additional)
+	}
+	if m := d.Manifest; m != nil {
+		n += 64 + 66*len(m.Signers)
+	}
+	return n
+}
+
 // ParseData takes data off b. Block.Value aliases b.
 func ParseData(b []byte) (d Data, rest []byte, err error) {
 	var f uint64

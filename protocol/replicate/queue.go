@@ -19,6 +19,7 @@ type queue struct {
 	buf   []byte
 	start int
 	n     int
+	total int // that were ever pushed
 }
 
 // push adds a request. It tells whether there was room.
@@ -32,6 +33,7 @@ func (q *queue) push(b []byte) bool {
 	}
 	q.buf = append(append(q.buf, byte(len(b))), b...)
 	q.n++
+	q.total++
 	return true
 }
 
@@ -54,7 +56,7 @@ func (q *queue) clear() {
 	if cap(q.buf) > 512 {
 		q.buf = nil
 	}
-	*q = queue{buf: q.buf[:0]}
+	*q = queue{buf: q.buf[:0], total: q.total}
 }
 
 // remove forgets the request with this id and tells whether it was there.

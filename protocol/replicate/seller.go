@@ -87,6 +87,12 @@ const (
 	// resync is how often an idle seller says again where it stands: what a
 	// stock buyer sometimes needs to go on after a get that timed out.
 	resync = 10 * time.Second
+	// reopenEvery is how far apart a channel is opened anew at least.
+	reopenEvery = 10 * time.Second
+	// maxSettled is how many checks of what it has a peer may cause on one
+	// connection, maxMisses how many requests it may take back that are none.
+	maxSettled = 8
+	maxMisses  = 1000
 )
 
 // Seller serves one feed to one peer. All methods are safe for concurrent use.
@@ -124,9 +130,16 @@ type Seller struct {
 	theirs    ranges // blocks that the peer announced
 	invalid   int
 	noData    int
-	asks      asks
-	seen      idSet // of the requests that wait
-	sent      SellerStats
+	misses    int
+	settles   int
+	holes     ranges // blocks of the window that are damaged
+	signedAt  uint64 // length of the head that was proved last
+	// reopened is when the channel was opened anew last; nothing is served
+	// before quietUntil.
+	reopened, quietUntil time.Time
+	asks                 asks
+	seen                 idSet // of the requests that wait
+	sent                 SellerStats
 }
 
 // SellerStats say what a seller did.

@@ -28,11 +28,20 @@ func (h *sellerHandler) Produce(b *mux.Batch) time.Time {
 	if !s.greeted {
 		return time.Time{}
 	}
+	if s.behind() && s.paused {
+		s.greetedAt = now // it cannot follow meanwhile
+	}
 	if s.behind() && now.Sub(s.greetedAt) > maxFollow {
 		s.tooOld()
 		return time.Time{}
 	}
 	next := s.announce(b, now)
+	if s.quietUntil.After(now) {
+		if s.quietUntil.Before(next) {
+			next = s.quietUntil
+		}
+		return next
+	}
 	for n := 1; !s.paused && !s.ended && s.requests.n > 0 && !b.Full(); n++ {
 		if !s.serve(b) {
 			break
@@ -80,11 +89,7 @@ func (s *Seller) tell(b *mux.Batch, now time.Time) {
 	}
 	s.nextTell = now.Add(s.up.interval())
 	s.told = is
-	say := func(r Range) {
-		if r.Length > 0 {
-			b.End(r.Append(b.Begin(typeRange, 24)), 0)
-		}
-	}
+	say := func(r Range) { s.each(r, func(r Range) { b.End(r.Append(b.Begin(typeRange, 24)), 0) }) }
 	switch {
 	case is.fork != was.fork:
 		say(s.available(is, 0))
@@ -129,14 +134,11 @@ func (s *Seller) serve(b *mux.Batch) bool {
 			return false
 		} else if d == nil {
 			s.done(r.ID)
-			s.refuse(b, r.ID, reason)
-			return true
+			s.refuse(b, &r, reason)
+			return !s.ended && s.greeted && !s.quietUntil.After(time.Now())
 		}
 	}
-	size := 64
-	if d.Block != nil {
-		size += len(d.Block.Value) + 44*len(d.Block.Nodes)
-	}
+	size := d.size()
 	if !b.Fits(size) {
 		s.built = d
 		return false
@@ -148,16 +150,14 @@ func (s *Seller) serve(b *mux.Batch) bool {
 		return false
 	}
 	s.done(r.ID)
-	charged := 0
 	if d.Block != nil {
-		charged = size
 		s.sent.Blocks++
 		s.sent.Bytes += uint64(len(d.Block.Value))
 	}
 	if d.Upgrade != nil {
 		s.sent.Upgrades++
 	}
-	b.End(d.Append(b.Begin(typeData, size)), charged)
+	b.End(d.Append(b.Begin(typeData, size)), size)
 	return true
 }
 
@@ -205,7 +205,7 @@ func (s *Seller) answer(r *Request) (d *Data, reason uint64, wait bool) {
 		return nil, ReasonNotAvailable, false
 	}
 	start := time.Now()
-	p, _, err := s.feed.Proof(r.Request)
+	p, head, err := s.feed.Proof(r.Request)
 	switch {
 	case err == nil:
 	case errors.Is(err, merkle.ErrRequest):
@@ -219,8 +219,9 @@ func (s *Seller) answer(r *Request) (d *Data, reason uint64, wait bool) {
 		s.log.Warn("replicate: a proof cannot be built", "feed", fmt.Sprintf("%x", s.key[:4]), "error", err)
 		return nil, ReasonNotAvailable, false
 	}
-	if p.Upgrade != nil {
-		s.up.signed(time.Since(start))
+	if p.Upgrade != nil && head.Length != s.signedAt { // else it was signed before
+		s.signedAt = head.Length
+		s.up.signed(min(time.Since(start), maxSigning))
 	}
 	d.Proof = p
 	return d, 0, false
@@ -232,19 +233,23 @@ func (s *Seller) offered(i uint64) bool {
 	return i >= max(first, s.first) && i < s.end(length)
 }
 
+// maxSigning bounds what is taken for the time of a signature: what is more went
+// into reading.
+const maxSigning = 5 * time.Millisecond
+
 // refuse answers that there is nothing to be had. mu is held.
-func (s *Seller) refuse(b *mux.Batch, id, reason uint64) {
-	if id == 0 {
+func (s *Seller) refuse(b *mux.Batch, r *Request, reason uint64) {
+	if r.ID == 0 {
 		return // a probe that cannot be answered
 	}
 	if reason == ReasonNotAvailable {
 		// Else the peer asks again, for what it thinks is there.
-		if is := s.bounds(); is.first > 0 {
-			b.End(Range{Drop: true, Length: is.first}.Append(b.Begin(typeRange, 24)), 0)
-			s.told.first = is.first
+		s.tell(b, time.Now())
+		if r.Block != nil && s.offered(r.Block.Index) {
+			s.hole(b, r.Block.Index)
 		}
 	}
-	b.End(NoData{id, reason}.Append(b.Begin(typeNoData, 12)), 0)
+	b.End(NoData{r.ID, reason}.Append(b.Begin(typeNoData, 12)), 12)
 	s.sent.NoData++
 	if reason == ReasonNone {
 		return
@@ -252,11 +257,44 @@ func (s *Seller) refuse(b *mux.Batch, id, reason uint64) {
 	if reason == ReasonInvalid {
 		if s.invalid++; s.invalid >= maxInvalid {
 			s.fail(fmt.Errorf("%w: %d that cannot be", ErrFlood, s.invalid))
+			return
 		}
-		return
 	}
 	if s.noData++; s.noData >= maxNoData {
+		if s.quietUntil = s.reopened.Add(reopenEvery); s.quietUntil.After(time.Now()) {
+			return // it asks in vain, again and again: not at once
+		}
 		s.reopen()
+	}
+}
+
+// hole tells that a block in the window cannot be had, as it is damaged. mu is
+// held.
+func (s *Seller) hole(b *mux.Batch, i uint64) {
+	s.holes.set(i, i+1, true)
+	s.holes.forgetShort(maxRanges)
+	b.End(Range{Drop: true, Start: i, Length: 1}.Append(b.Begin(typeRange, 24)), 0)
+	// A stock buyer that was told of all from 0 on forgets what is behind.
+	if i+1 < s.told.end {
+		s.each(Range{Start: i + 1, Length: s.told.end - i - 1}, func(r Range) { b.End(r.Append(b.Begin(typeRange, 24)), 0) })
+	}
+}
+
+// each calls f with the parts of a range that are between holes, or with what is
+// dropped as a whole. mu is held.
+func (s *Seller) each(r Range, f func(Range)) {
+	at, end := r.Start, r.Start+r.Length
+	for _, h := range s.holes {
+		if r.Drop || h.to <= at || h.from >= end {
+			continue
+		}
+		if h.from > at {
+			f(Range{Start: at, Length: h.from - at})
+		}
+		at = h.to
+	}
+	if at < end {
+		f(Range{Drop: r.Drop, Start: at, Length: end - at})
 	}
 }
 
@@ -264,6 +302,7 @@ func (s *Seller) refuse(b *mux.Batch, id, reason uint64) {
 func (s *Seller) fail(err error) {
 	s.log.Info("replicate: peer is cut off", "error", err)
 	s.stop()
+	s.why = err
 	s.cfg.Session.Mux.Fail(err)
 }
 
@@ -271,6 +310,7 @@ func (s *Seller) fail(err error) {
 // too often gives a peer up until then. mu is held.
 func (s *Seller) reopen() {
 	t := s.told
+	s.reopened = time.Now()
 	s.send(typeSync, Sync{Fork: t.fork, Length: t.length, RemoteLength: s.remoteLength(t.fork), HasManifest: true}.Append(nil))
 	s.ch.Close()
 	s.requests.clear()

@@ -2,6 +2,7 @@ package replicate
 
 import (
 	"errors"
+	"fmt"
 	"time"
 
 	"dazaar-edge/feed/merkle"
@@ -50,7 +51,7 @@ type settling struct {
 func (s *Seller) settle() {
 	t := &settling{claimed: s.remote.Fork, fork: s.remote.Fork, length: s.remote.Length, deadline: time.Now().Add(maxAnswer)}
 	s.settling, s.greeted, s.built = t, false, nil
-	if t.length == 0 {
+	if t.length == 0 { // there is nothing to ask for
 		s.settled(nil)
 		return
 	}
@@ -94,16 +95,23 @@ func (s *Seller) onHead(d *Data, err error) error {
 		return nil
 	}
 	t.deadline = time.Now().Add(maxReturn)
+	s.ch.SetMaxMessage(maxReturnedBlock)
 	return s.probe(t.length - 1)
 }
 
 // parts returns where the log parts from one with these nodes, which follow each
 // other: the first block of the first node that is not the same in the log, the
-// end of the last one if all are.
+// end of the last one if all are. Where the log's own blocks were dropped they
+// count as the same: what is not there any more was not lost.
 func (s *Seller) parts(nodes []merkle.Node) (at uint64) {
+	dropped, _ := s.feed.Bounds()
 	for _, n := range nodes {
 		first, end := merkle.Span(n.Index)
 		ours, err := s.feed.Node(n.Index)
+		if err != nil && end <= dropped {
+			at = end
+			continue
+		}
 		if err != nil || ours.Hash != n.Hash {
 			return first
 		}
@@ -177,7 +185,6 @@ func (s *Seller) fetch() error {
 	if t.length-t.next > maxReturned {
 		t.next = t.length - maxReturned
 	}
-	s.ch.SetMaxMessage(maxReturnedBlock)
 	for t.fetching < 8 && t.next < t.length {
 		i := t.next
 		t.next++
@@ -213,6 +220,12 @@ func (s *Seller) settled(head *merkle.Head) {
 	t := s.settling
 	s.settling = nil
 	s.cancelAll()
+	if head == nil && t.length > 0 && s.sure() {
+		// It claims what was never signed, and does not show it. Were it true
+		// all the same, to go on would be a conflict.
+		s.fail(fmt.Errorf("%w: a head of %d blocks on fork %d is claimed and not shown", ErrUnavailable, t.length, t.fork))
+		return
+	}
 	err := s.feed.Settle(head, max(t.claimed, s.remote.Fork))
 	if err == nil && !s.feed.Settled(s.remote.Fork, s.remote.Length) {
 		err = ErrTooOld // it shows what cannot be
