@@ -7,7 +7,7 @@
 //	buyer.key    the seed of the buyer's key in hex, mode of a secret
 //	state.json   everything else but blocks, replaced as a whole
 //	tail-N       a part of the tail, number N ever: each block as LE32 length,
-//	             LE32 CRC32C, bytes
+//	             LE32 CRC32C of length and bytes, bytes
 //
 // The tail is synced before the state that speaks of it. What no state speaks of
 // is removed, and a part of which one does is never written over.
@@ -51,8 +51,12 @@ type State struct {
 	Feed       merkle.Hash
 	Generation uint64
 	Kept       replicate.Kept
-	// Output is how far the output is that belongs to Kept.Cursor.
+	// Output is how far the output is that belongs to Kept.Cursor, and Mark what
+	// it is known by.
 	Output int64
+	Mark   string
+	// Seller is whose feed it is.
+	Seller [32]byte
 }
 
 // Archive is an open directory. Its methods are called one at a time.
@@ -232,10 +236,16 @@ func (p *part) read(at int64) ([]byte, error) {
 	if _, err := p.file.ReadAt(data, at+headSize); err != nil && !(err == io.EOF && n == 0) {
 		return nil, err
 	}
-	if crc32.Checksum(data, table) != binary.LittleEndian.Uint32(head[4:]) {
+	if sum(data) != binary.LittleEndian.Uint32(head[4:]) {
 		return nil, fmt.Errorf("%w: %s at %d", ErrCorrupt, p.name, at)
 	}
 	return data, nil
+}
+
+// sum is the checksum of a block with its length; that of none is not zero.
+func sum(data []byte) uint32 {
+	head := binary.LittleEndian.AppendUint32(nil, uint32(len(data)))
+	return crc32.Update(crc32.Checksum(head, table), table, data)
 }
 
 // bufferSize is how much of a part waits in memory.
@@ -246,10 +256,12 @@ func (p *part) flush() error {
 	if len(p.buf) == 0 {
 		return nil
 	}
-	_, err := p.file.WriteAt(p.buf, p.size-int64(len(p.buf)))
 	p.dirty = true
+	if _, err := p.file.WriteAt(p.buf, p.size-int64(len(p.buf))); err != nil {
+		return err // what waits still does
+	}
 	p.buf = p.buf[:0]
-	return err
+	return nil
 }
 
 // Begin implements replicate.Store.
@@ -292,7 +304,7 @@ func (a *Archive) Append(i uint64, data []byte) error {
 	}
 	p.offsets = append(p.offsets, uint32(p.size))
 	p.buf = binary.LittleEndian.AppendUint32(p.buf, uint32(len(data)))
-	p.buf = binary.LittleEndian.AppendUint32(p.buf, crc32.Checksum(data, table))
+	p.buf = binary.LittleEndian.AppendUint32(p.buf, sum(data))
 	p.buf = append(p.buf, data...)
 	p.size += headSize + int64(len(data))
 	if len(p.buf) >= bufferSize {

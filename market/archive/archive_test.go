@@ -320,8 +320,21 @@ func FuzzState(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(b)
-	f.Add([]byte(`{"version":1,"cursor":null}`))
+	var e envelope
+	if err := json.Unmarshal(b, &e); err != nil {
+		f.Fatal(err)
+	}
+	f.Add([]byte(e.State))
+	f.Add([]byte(`{"cursor":null}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
+		if _, err := parseState(b); err == nil {
+			return
+		}
+		// With the right checksum it is read.
+		b, err := json.Marshal(envelope{1, checksum(compacted(b)), compacted(b)})
+		if err != nil {
+			return
+		}
 		s, err := parseState(b)
 		if err != nil {
 			return
@@ -332,7 +345,7 @@ func FuzzState(f *testing.F) {
 		}
 		st.Kept.Parts = nil
 		disk := faultfs.New(1)
-		a := &Archive{fsys: disk, dir: "."}
+		a := &Archive{fsys: disk, dir: ".", key: make([]byte, 64)}
 		if err := a.Save(*st); err != nil {
 			t.Skip(err) // too large for a number of JavaScript, say
 		}
@@ -345,4 +358,12 @@ func FuzzState(f *testing.F) {
 			t.Errorf("%s\n%s", x, y)
 		}
 	})
+}
+
+func compacted(b []byte) []byte {
+	var out bytes.Buffer
+	if json.Compact(&out, b) != nil {
+		return []byte("null")
+	}
+	return out.Bytes()
 }

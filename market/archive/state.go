@@ -1,10 +1,12 @@
 package archive
 
 import (
+	"crypto/ed25519"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io/fs"
 	"path"
 	"slices"
@@ -14,9 +16,18 @@ import (
 	"dazaar-edge/storage/durable"
 )
 
-// file is state.json. Numbers above 2^53 do not occur in it.
+// envelope is state.json: the state with its CRC32C in hex, over the bytes as they
+// are there.
+type envelope struct {
+	Version int             `json:"version"`
+	Sum     string          `json:"sum"`
+	State   json.RawMessage `json:"state"`
+}
+
+// file is what is in it. Numbers above 2^53 do not occur.
 type file struct {
-	Version    int        `json:"version"`
+	Seller     string     `json:"seller"`
+	Buyer      string     `json:"buyer"`
 	Feed       string     `json:"feed"`
 	Generation uint64     `json:"generation"`
 	Manifest   string     `json:"manifest,omitempty"`
@@ -29,7 +40,10 @@ type file struct {
 	Left       []string   `json:"left,omitempty"`
 	Right      []string   `json:"right,omitempty"`
 	Parts      []filePart `json:"parts,omitempty"`
+	From       *uint64    `json:"from"` // null: from the end
+	Foreign    bool       `json:"foreign,omitempty"`
 	Output     int64      `json:"output"`
+	Mark       string     `json:"mark,omitempty"`
 }
 
 type filePart struct {
@@ -76,6 +90,9 @@ func (a *Archive) loadState() ([]filePart, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", stateName, err)
 	}
+	if f.Buyer != a.buyer() {
+		return nil, fmt.Errorf("%w: %s is of buyer %s, and %s of %s", ErrCorrupt, stateName, f.Buyer, keyName, a.buyer())
+	}
 	if a.state, err = f.state(); err != nil {
 		return nil, fmt.Errorf("%w: %s: %w", ErrCorrupt, stateName, err)
 	}
@@ -84,29 +101,54 @@ func (a *Archive) loadState() ([]filePart, error) {
 
 // parseState reads the bytes of state.json.
 func parseState(b []byte) (*file, error) {
-	var f file
-	if err := json.Unmarshal(b, &f); err != nil {
+	var e envelope
+	if err := json.Unmarshal(b, &e); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
-	if f.Version != 1 {
-		return nil, fmt.Errorf("%w: version %d", durable.ErrNewer, f.Version)
+	if e.Version != 1 {
+		return nil, fmt.Errorf("%w: version %d", durable.ErrNewer, e.Version)
+	}
+	if e.Sum != checksum(e.State) {
+		return nil, fmt.Errorf("%w: the checksum is not right", ErrCorrupt)
+	}
+	var f file
+	if err := json.Unmarshal(e.State, &f); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
 	return &f, nil
 }
 
+func checksum(b []byte) string { return fmt.Sprintf("%08x", crc32.Checksum(b, table)) }
+
+// key parses a key of 32 bytes.
+func key(s string) (k [32]byte, err error) {
+	b, err := hex.DecodeString(s)
+	if err != nil || len(b) != len(k) {
+		return k, fmt.Errorf("%q is no key", s)
+	}
+	return [32]byte(b), nil
+}
+
 func (f *file) state() (*State, error) {
-	st := &State{Generation: f.Generation, Output: f.Output}
+	st := &State{Generation: f.Generation, Output: f.Output, Mark: f.Mark}
 	k := &st.Kept
-	k.Cursor = replicate.FromEnd
+	k.Cursor, k.From, k.Foreign = replicate.FromEnd, replicate.FromEnd, f.Foreign
 	if f.Cursor != nil {
 		k.Cursor = *f.Cursor
 	}
-	k.Head.Fork, k.Head.Length = f.Fork, f.Length
-	feed, err := hex.DecodeString(f.Feed)
-	if err != nil || len(feed) != merkle.HashSize {
-		return nil, errors.New("feed")
+	if f.From != nil {
+		k.From = *f.From
 	}
-	st.Feed = merkle.Hash(feed)
+	k.Head.Fork, k.Head.Length = f.Fork, f.Length
+	var err error
+	if st.Seller, err = key(f.Seller); err != nil {
+		return nil, fmt.Errorf("seller: %w", err)
+	}
+	feed, err := key(f.Feed)
+	if err != nil {
+		return nil, fmt.Errorf("feed: %w", err)
+	}
+	st.Feed = feed
 	if f.TreeHash != "" {
 		h, err := hex.DecodeString(f.TreeHash)
 		if err != nil || len(h) != merkle.HashSize {
@@ -154,8 +196,9 @@ func (a *Archive) Save(st State) error {
 	}
 	k := &st.Kept
 	f := file{
-		Version: 1, Feed: hex.EncodeToString(st.Feed[:]), Generation: st.Generation, Fork: k.Head.Fork, Length: k.Head.Length,
-		Roots: hexNodes(k.Roots), Signature: hex.EncodeToString(k.Signature), Left: hexNodes(k.Left), Right: hexNodes(k.Right), Output: st.Output,
+		Seller: hex.EncodeToString(st.Seller[:]), Buyer: a.buyer(), Feed: hex.EncodeToString(st.Feed[:]), Generation: st.Generation, Fork: k.Head.Fork, Length: k.Head.Length,
+		Roots: hexNodes(k.Roots), Signature: hex.EncodeToString(k.Signature), Left: hexNodes(k.Left), Right: hexNodes(k.Right),
+		Foreign: k.Foreign, Output: st.Output, Mark: st.Mark,
 	}
 	if k.Head.Length > 0 {
 		f.TreeHash = hex.EncodeToString(k.Head.TreeHash[:])
@@ -166,6 +209,9 @@ func (a *Archive) Save(st State) error {
 	if k.Cursor != replicate.FromEnd {
 		f.Cursor = &k.Cursor
 	}
+	if k.From != replicate.FromEnd {
+		f.From = &k.From
+	}
 	for _, p := range k.Parts {
 		i := slices.IndexFunc(a.parts, func(x *part) bool { return x.first == p.First })
 		if i < 0 {
@@ -173,9 +219,16 @@ func (a *Archive) Save(st State) error {
 		}
 		f.Parts = append(f.Parts, filePart{path.Base(a.parts[i].name), p.First, p.Bytes, hexNodes(p.Roots)})
 	}
-	b, err := json.MarshalIndent(f, "", " ")
+	inner, err := json.Marshal(f)
 	if err != nil {
 		return err
+	}
+	b, err := json.Marshal(envelope{1, checksum(inner), inner})
+	if err != nil {
+		return err
+	}
+	if len(b) >= maxState {
+		return fmt.Errorf("archive: a state of %d bytes", len(b))
 	}
 	if err := durable.WriteFile(a.fsys, path.Join(a.dir, stateName), append(b, '\n')); err != nil {
 		return err
@@ -188,3 +241,6 @@ func (a *Archive) Save(st State) error {
 	}
 	return nil
 }
+
+// buyer is the public key in hex.
+func (a *Archive) buyer() string { return hex.EncodeToString(a.key[ed25519.SeedSize:]) }

@@ -145,8 +145,10 @@ func NewBuyer(cfg BuyerConfig) (*Buyer, error) {
 		b.walk.Trust(b.k.Left)
 		b.walk.Trust(b.k.Right)
 		b.begun = true
-		// What is delivered next begins a part.
 		b.part = partSize
+		if n := len(b.k.Parts); n > 0 {
+			b.part = int(min(b.k.Parts[n-1].Bytes, partSize)) // it goes on
+		}
 		_, known := b.walk.Left(nil)
 		b.gap = !known
 	}
@@ -364,6 +366,8 @@ const (
 	tailSize = 4 << 20
 	partSize = 512 << 10
 	maxParts = 64
+	// recordCost is what a block costs besides its bytes.
+	recordCost = 16
 )
 
 // keep adds a block to the tail; left are the roots of the log before it, if they
@@ -388,8 +392,8 @@ func (b *Buyer) keep(i uint64, value []byte, known bool) error {
 		}
 		b.k.Parts, b.part, b.gap = parts, 0, false
 	}
-	b.part += len(value)
-	b.k.Parts[len(b.k.Parts)-1].Bytes += uint64(len(value))
+	b.part += len(value) + recordCost
+	b.k.Parts[len(b.k.Parts)-1].Bytes += uint64(len(value) + recordCost)
 	return st.Append(i, value)
 }
 

@@ -69,11 +69,17 @@ func (u *upstream) onBlock(i uint64, m []byte) error {
 		if i < next {
 			return nil
 		}
+		if u.waiting += len(value) - len(u.early[i].value); u.waiting > maxBuffered {
+			// Blocks are larger than they were, or the one that is due does not
+			// come: one after the other.
+			u.window = 1
+			u.restart()
+			return nil
+		}
 		if u.early == nil {
 			u.early = map[uint64]block{}
 		}
 		u.early[i] = block{slices.Clone(value), slices.Clone(u.scratch)}
-		u.waiting += len(value)
 		return nil
 	}
 	if err := u.b.deliver(value, u.scratch); err != nil {

@@ -142,7 +142,8 @@ func (u *upstream) followed() error {
 	}
 	b.got.Forks++
 	b.got.Upgrades++
-	u.upgrade = false
+	u.cancel(u.upgrade)
+	u.upgrade = 0
 	u.restart()
 	b.changed()
 	if err := b.cfg.Sink.Head(*f.head); err != nil {

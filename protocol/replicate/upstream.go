@@ -35,11 +35,11 @@ type upstream struct {
 	begin   uint64 // where this run of requests began: its path is asked for whole
 	length  uint64 // of the log in which blocks are asked for: that of the head, or of the one that is asked for
 	early   map[uint64]block
-	waiting int  // bytes in early
-	window  int  // how many blocks may be in flight
-	average int  // bytes of a block, about, of the larger ones
-	upgrade bool // a head is asked for
-	missing bool // block refused was refused; nothing is asked for until it is clear where to go on
+	waiting int    // bytes in early
+	window  int    // how many blocks may be in flight
+	average int    // bytes of a block, about, of the larger ones
+	upgrade uint64 // the request for a head, 0 if there is none
+	missing bool   // block refused was refused; nothing is asked for until it is clear where to go on
 	refused uint64
 	since   time.Time
 	page    uint64 // blocks [refused, page) are not there, but for those in theirs
@@ -244,7 +244,7 @@ func (u *upstream) behind() bool {
 // present one are asked for.
 func (u *upstream) upgradable() bool {
 	h := u.b.k.Head
-	return u.serves() && !u.upgrade && u.remote.Length > h.Length && (u.ask >= h.Length || !u.b.begun)
+	return u.serves() && u.upgrade == 0 && u.remote.Length > h.Length && (u.ask >= h.Length || !u.b.begun)
 }
 
 // serves tells whether the seller serves the fork that we are on.
@@ -285,8 +285,15 @@ func (u *upstream) Produce(b *mux.Batch) time.Time {
 		n := u.remote.Length
 		r := Request{Fork: h.Fork, Manifest: u.b.k.Manifest == nil}
 		r.Upgrade = &merkle.UpgradeRequest{Start: h.Length, Length: n - h.Length}
-		if r.ID = u.asks.add(ask{reply: u.onUpgrade}); r.ID != 0 {
-			u.upgrade, u.length = true, n
+		var id uint64
+		id = u.asks.add(ask{reply: func(d *Data, err error) error {
+			if u.upgrade != id {
+				return nil // it was taken back
+			}
+			return u.onUpgrade(d, err)
+		}})
+		if r.ID = id; id != 0 {
+			u.upgrade, u.length = id, n
 			b.End(r.Append(b.Begin(typeRequest, 24)), 0)
 			u.b.got.Asked++
 		}
@@ -340,7 +347,7 @@ const (
 
 // onUpgrade takes a newer head.
 func (u *upstream) onUpgrade(d *Data, err error) error {
-	u.upgrade = false
+	u.upgrade = 0
 	if err != nil || d.Upgrade == nil {
 		u.hold()
 		return nil
