@@ -331,7 +331,9 @@ func (l *Log) Close() error {
 	l.settleGaps()
 	// Also in the sales' store: an older image of the log alone is then known
 	// to be one.
-	err := l.spill()
+	l.salesMu.Lock()
+	_, err := l.copySigned()
+	l.salesMu.Unlock()
 	if err := errors.Join(err, l.st.Close()); err != nil {
 		return err
 	}

@@ -119,10 +119,9 @@ func (l *Log) writeMarks() {
 	}
 }
 
-// spill moves all signed heads from the marks to the sales' store.
-func (l *Log) spill() error {
-	l.salesMu.Lock()
-	defer l.salesMu.Unlock()
+// copySigned notes all signed heads in the sales' store, too, and returns them.
+// salesMu is held.
+func (l *Log) copySigned() (map[[32]byte]mark, error) {
 	l.marksMu.Lock()
 	signed := maps.Clone(l.signed)
 	l.marksMu.Unlock()
@@ -130,14 +129,25 @@ func (l *Log) spill() error {
 	for buyer, m := range signed {
 		s, ok, err := l.cfg.Sales.Load(buyer)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if ok && m.of(s) && m.length > s.Signed {
 			s.Signed = m.length
 			states[buyer] = s
 		}
 	}
-	if err := l.cfg.Sales.Save(states); err != nil {
+	if len(states) == 0 {
+		return signed, nil
+	}
+	return signed, l.cfg.Sales.Save(states)
+}
+
+// spill moves all signed heads from the marks to the sales' store.
+func (l *Log) spill() error {
+	l.salesMu.Lock()
+	defer l.salesMu.Unlock()
+	signed, err := l.copySigned()
+	if err != nil {
 		return err
 	}
 	l.marksMu.Lock()

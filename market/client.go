@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"reflect"
 	"sync"
 	"time"
 
@@ -27,6 +28,8 @@ var (
 	ErrRefused = errors.New("market: refused by the seller")
 	// ErrBusy says that the seller serves nobody just now, or not this one.
 	ErrBusy = errors.New("market: the seller is busy")
+	// ErrInterrupted says that a purchase that does not follow was stopped.
+	ErrInterrupted = errors.New("market: interrupted before everything was there")
 	// ErrOutput says that the output or the archive takes no more.
 	ErrOutput = errors.New("market: output")
 )
@@ -34,10 +37,12 @@ var (
 // Output receives what a client verified. Its methods are called one at a time.
 type Output interface {
 	replicate.Sink
-	// Sync makes durable what it received and returns how far it is.
-	Sync() (int64, error)
-	// Resume goes on where it was when Sync returned at; 0 is the beginning.
-	Resume(at int64) error
+	// Sync makes durable what it received and returns how far it is, and a mark
+	// by which what is before that is known again.
+	Sync() (at int64, mark string, err error)
+	// Resume goes on where it was when Sync returned at and mark; 0 and "" are
+	// the beginning. It fails if it is another output.
+	Resume(at int64, mark string) error
 }
 
 // ClientConfig says what to buy. Seller, Address, Archive and Output are
@@ -63,8 +68,13 @@ const (
 	lastRetry  = 30 * time.Second
 )
 
-// saveEvery is how often a client saves what it has.
-const saveEvery = time.Second
+const (
+	// saveEvery is how often a client saves what it has.
+	saveEvery = time.Second
+	// patience is how long a seller may say nothing about a feed, or leave one
+	// who does not follow without news.
+	patience = 30 * time.Second
+)
 
 // Client follows one feed of an offer. Use NewClient and Run.
 type Client struct {
@@ -77,11 +87,17 @@ type Client struct {
 	valid  *dazaar.Valid // what the seller said last
 	wanted uint64        // where one who does not follow is done
 	why    error         // what the seller said, or what is wrong
+	given  bool          // the seller said which feed, on this connection
+
+	saved    archive.State // owned by the goroutine of Run, like all below
+	seen     replicate.BuyerStats
+	news     time.Time // when something came last
+	patience time.Duration
 }
 
 // NewClient returns a client.
 func NewClient(cfg ClientConfig) (*Client, error) {
-	c := &Client{cfg: cfg, log: cfg.Log}
+	c := &Client{cfg: cfg, log: cfg.Log, patience: patience}
 	if c.cfg.Dialer == nil {
 		c.cfg.Dialer = &net.Dialer{}
 	}
@@ -90,9 +106,12 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 	}
 	st := cfg.Archive.State()
 	if st == nil {
-		return c, cfg.Output.Resume(0)
+		return c, cfg.Output.Resume(0, "")
 	}
-	if err := cfg.Output.Resume(st.Output); err != nil {
+	if st.Seller != cfg.Seller {
+		return nil, fmt.Errorf("it is of seller %x, and another one is wanted: each seller needs a directory of its own", st.Seller)
+	}
+	if err := cfg.Output.Resume(st.Output, st.Mark); err != nil {
 		return nil, err
 	}
 	c.feed = dazaar.OneTimeFeed{Key: st.Feed, Generation: st.Generation}
@@ -117,8 +136,11 @@ func (c *Client) Run(ctx context.Context) (err error) {
 	for {
 		begun := time.Now()
 		err := c.connect(ctx)
-		if ctx.Err() != nil {
-			return nil
+		if ctx.Err() != nil && (err == nil || errors.Is(err, ctx.Err())) {
+			if c.cfg.Follow || err == nil {
+				return nil
+			}
+			return ErrInterrupted
 		}
 		if err == nil || !c.cfg.Follow || fatal(err) {
 			return err
@@ -158,8 +180,9 @@ func (c *Client) connect(ctx context.Context) error {
 		return fmt.Errorf("%w: %w", ErrUnreachable, err)
 	}
 	c.mu.Lock()
-	c.why = nil
+	c.why, c.given, c.valid = nil, false, nil
 	c.mu.Unlock()
+	c.news = time.Now()
 	v := &visit{c: c, conn: conn}
 	v.mux = mux.New(conn, mux.Config{Accept: v.accept, MaxChannels: 8})
 	if v.ch, err = dazaar.Open(v.mux, c.cfg.Seller, c.cfg.Agent, (*visitor)(v)); err != nil {
@@ -170,8 +193,17 @@ func (c *Client) connect(ctx context.Context) error {
 	go func() { ended <- v.mux.Run() }()
 	tick := time.NewTicker(saveEvery)
 	defer tick.Stop()
-	poll := time.NewTicker(10 * time.Millisecond)
-	defer poll.Stop()
+	var poll <-chan time.Time
+	if !c.cfg.Follow {
+		t := time.NewTicker(10 * time.Millisecond)
+		defer t.Stop()
+		poll = t.C
+	}
+	end := func(err error) error {
+		v.mux.Close()
+		<-ended
+		return err
+	}
 	for {
 		select {
 		case err := <-ended:
@@ -182,20 +214,17 @@ func (c *Client) connect(ctx context.Context) error {
 			}
 			return err
 		case <-ctx.Done():
-			v.mux.Close()
-			<-ended
-			return ctx.Err()
+			return end(ctx.Err())
 		case <-tick.C:
 			if err := c.save(); err != nil {
-				v.mux.Close()
-				<-ended
-				return err
+				return end(err)
 			}
-		case <-poll.C:
-			if !c.cfg.Follow && c.complete() {
-				v.mux.Close()
-				<-ended
-				return nil
+			if silent := c.silent(); silent > c.patience {
+				return end(fmt.Errorf("%w: it has said nothing of use for %v", ErrUnreachable, silent.Round(time.Second)))
+			}
+		case <-poll:
+			if c.complete() {
+				return end(nil)
 			}
 		}
 	}
@@ -223,8 +252,22 @@ func (c *Client) complete() bool {
 	if c.buyer == nil || c.valid == nil {
 		return false
 	}
-	_, cursor := c.buyer.Head()
-	return cursor >= c.wanted
+	return c.buyer.Current(c.wanted)
+}
+
+// silent returns for how long the seller has left a client without what it waits
+// for: without a feed, or, if it does not follow, without blocks.
+func (c *Client) silent() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var got replicate.BuyerStats
+	if c.buyer != nil {
+		got = c.buyer.Stats()
+	}
+	if got != c.seen || c.given && c.cfg.Follow {
+		c.seen, c.news = got, time.Now()
+	}
+	return time.Since(c.news)
 }
 
 // save makes durable what was received and says how far that is.
@@ -235,11 +278,19 @@ func (c *Client) save() error {
 		return nil
 	}
 	err := c.buyer.Checkpoint(func(k replicate.Kept) error {
-		at, err := c.cfg.Output.Sync()
+		at, mark, err := c.cfg.Output.Sync()
 		if err != nil {
 			return err
 		}
-		return c.cfg.Archive.Save(archive.State{Feed: c.feed.Key, Generation: c.feed.Generation, Kept: k, Output: at})
+		st := archive.State{Seller: c.cfg.Seller, Feed: c.feed.Key, Generation: c.feed.Generation, Kept: k, Output: at, Mark: mark}
+		if reflect.DeepEqual(st, c.saved) {
+			return nil
+		}
+		if err := c.cfg.Archive.Save(st); err != nil {
+			return err
+		}
+		c.saved = st
+		return nil
 	})
 	return outputError(err)
 }
@@ -287,23 +338,26 @@ func (h *visitor) OneTimeFeed(f dazaar.OneTimeFeed) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	var kept *replicate.Kept
 	if c.buyer == nil || f.Key != c.feed.Key {
 		if c.buyer != nil {
 			if f.Generation <= c.feed.Generation {
 				return fmt.Errorf("%w: generation %d after %d", replicate.ErrInvalid, f.Generation, c.feed.Generation)
 			}
-			// The same blocks under another key: what was had need not come
-			// again.
-			_, cursor := c.buyer.Head()
+			// The same log under another key, most likely: what was had need not
+			// come again, if it is looked into how much of it is still true.
 			c.buyer.Detach()
-			c.log.Warn("the seller began a new feed", "generation", f.Generation, "from", cursor)
-			c.cfg.From = cursor
+			if err := c.buyer.Checkpoint(func(k replicate.Kept) error { k.Foreign = k.Head.Length > 0; kept = &k; return nil }); err != nil {
+				return err
+			}
+			c.log.Warn("the seller began a new feed", "generation", f.Generation, "from", kept.Cursor)
 		}
 		c.feed = f
-		if err := c.begin(nil); err != nil {
+		if err := c.begin(kept); err != nil {
 			return err
 		}
 	}
+	c.given = true
 	return v.attach()
 }
 
@@ -331,5 +385,7 @@ func (h *visitor) Invalid(x dazaar.Invalid) error {
 	return h.c.why
 }
 
-// Closed implements dazaar.Handler.
-func (h *visitor) Closed(error) {}
+// Closed implements dazaar.Handler: without it nothing can come.
+func (h *visitor) Closed(err error) {
+	(*visit)(h).mux.Fail(fmt.Errorf("%w: the seller ended the session: %w", ErrBusy, err))
+}

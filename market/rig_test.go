@@ -163,13 +163,13 @@ func (p *paper) Gap(from, to uint64) error  { return p.note("gap %d-%d", from, t
 func (p *paper) Fork(fork, at uint64) error { return p.note("fork %d@%d", fork, at) }
 func (p *paper) Head(merkle.Head) error     { return nil }
 
-func (p *paper) Sync() (int64, error) {
+func (p *paper) Sync() (int64, string, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return int64(len(p.lines)), nil
+	return int64(len(p.lines)), "paper", nil
 }
 
-func (p *paper) Resume(at int64) error {
+func (p *paper) Resume(at int64, mark string) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if int(at) > len(p.lines) {

@@ -417,12 +417,12 @@ func speed(t *testing.T, r report, d time.Duration) float64 {
 // tally is an Output that counts.
 type tally struct{ n int }
 
-func (o *tally) Block(uint64, []byte) error { o.n++; return nil }
-func (o *tally) Gap(uint64, uint64) error   { return nil }
-func (o *tally) Fork(uint64, uint64) error  { return nil }
-func (o *tally) Head(merkle.Head) error     { return nil }
-func (o *tally) Sync() (int64, error)       { return int64(o.n), nil }
-func (o *tally) Resume(int64) error         { return nil }
+func (o *tally) Block(uint64, []byte) error   { o.n++; return nil }
+func (o *tally) Gap(uint64, uint64) error     { return nil }
+func (o *tally) Fork(uint64, uint64) error    { return nil }
+func (o *tally) Head(merkle.Head) error       { return nil }
+func (o *tally) Sync() (int64, string, error) { return int64(o.n), "", nil }
+func (o *tally) Resume(int64, string) error   { return nil }
 
 // TestStrangersAndBuyers: those who buy keep nine tenths of their speed while 500
 // strangers come each second.

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -41,6 +42,7 @@ func buyCommand(p *program, ctx context.Context, args []string) (err error) {
 		return p.usage(f.Usage, "%q is not a seller's key: 64 hex digits, as edge run prints them", rest[0])
 	}
 	cfg.Seller = [32]byte(key)
+	rest[0] = hex.EncodeToString(key) // however it was written
 	if *seller == "" {
 		return p.usage(f.Usage, "where is the seller? --seller HOST:PORT")
 	}
@@ -69,6 +71,9 @@ func buyCommand(p *program, ctx context.Context, args []string) (err error) {
 			return err
 		}
 		defer func() { err = errors.Join(err, o.file.Close()) }()
+		if err := durable.OS().SyncDir(filepath.Dir(*out)); err != nil {
+			return fmt.Errorf("--out %s: %w", *out, err)
+		}
 		o.w.Reset(o.file)
 	}
 	cfg.Output = o
@@ -224,34 +229,64 @@ func (o *output) Head(h merkle.Head) error {
 }
 
 // Sync implements market.Output.
-func (o *output) Sync() (int64, error) {
+func (o *output) Sync() (at int64, mark string, err error) {
 	if err := o.w.Flush(); err != nil {
-		return 0, err
+		return 0, "", err
 	}
-	if o.file != nil {
-		if err := o.file.Sync(); err != nil {
-			return 0, err
-		}
+	if o.file == nil {
+		return o.n, standardOutput, nil
 	}
-	return o.n, nil
+	if err := o.file.Sync(); err != nil {
+		return 0, "", err
+	}
+	mark, err = o.mark(o.n)
+	return o.n, mark, err
+}
+
+// standardOutput is the mark of what is not a file.
+const standardOutput = "stdout"
+
+// markSize is how many bytes before a place in a file its mark is made of.
+const markSize = 4096
+
+// mark is what a file is known by at a place: a hash of what is before it.
+func (o *output) mark(at int64) (string, error) {
+	b := make([]byte, min(at, markSize))
+	if _, err := o.file.ReadAt(b, at-int64(len(b))); err != nil {
+		return "", err
+	}
+	h := sha256.Sum256(b)
+	return "file " + hex.EncodeToString(h[:8]), nil
 }
 
 // Resume implements market.Output: what a file has behind the place is what was
 // not yet known to be there, and is cut.
-func (o *output) Resume(at int64) error {
+func (o *output) Resume(at int64, mark string) error {
 	o.n = at
 	if o.file == nil {
+		if at > 0 && mark != standardOutput {
+			return errors.New("what was bought went into a file: give it as --out, or a new --state")
+		}
 		return nil
 	}
 	size, err := o.file.Seek(0, io.SeekEnd)
 	if err != nil {
 		return err
 	}
-	if size < at {
+	switch {
+	case mark == standardOutput && at > 0:
+		return errors.New("what was bought went to standard output: give no --out, or a new --state")
+	case at == 0 && size > 0:
+		return fmt.Errorf("%s is not empty, and nothing was bought into it yet: give another file", o.file.Name())
+	case size < at:
 		return fmt.Errorf("%s has %d bytes, and %d were written: it was cut or is another file; give the right one, or a new --state", o.file.Name(), size, at)
 	}
-	if at == 0 && size > 0 {
-		return fmt.Errorf("%s is not empty, and nothing was bought into it yet: give another file", o.file.Name())
+	if at > 0 {
+		if have, err := o.mark(at); err != nil {
+			return err
+		} else if have != mark {
+			return fmt.Errorf("%s is not the file that was written: give the right one, or a new --state", o.file.Name())
+		}
 	}
 	if err := o.file.Truncate(at); err != nil {
 		return err

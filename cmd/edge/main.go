@@ -16,6 +16,7 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"syscall"
+	"time"
 
 	"dazaar-edge/configs"
 	"dazaar-edge/market"
@@ -72,8 +73,17 @@ func usage(w io.Writer) {
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	context.AfterFunc(ctx, func() {
+		stop() // a second signal ends it at once
+		time.Sleep(grace)
+		fmt.Fprintln(os.Stderr, "edge: it did not end in time: somebody does not read its output, or a disk does not answer")
+		os.Exit(1)
+	})
 	os.Exit(run(ctx, &program{os.Stdout, os.Stderr}, os.Args[1:]))
 }
+
+// grace is how long a command may take to end when it is told to.
+const grace = 10 * time.Second
 
 // run runs a command line and returns the exit code.
 func run(ctx context.Context, p *program, args []string) int {
