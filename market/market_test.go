@@ -2,9 +2,12 @@ package market
 
 import (
 	"context"
+	"crypto/ed25519"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,7 +16,9 @@ import (
 	"time"
 
 	"dazaar-edge/feed/feedtest"
+	"dazaar-edge/market/archive"
 	"dazaar-edge/protocol/dazaar"
+	"dazaar-edge/protocol/mux"
 	"dazaar-edge/protocol/secretstream"
 	"dazaar-edge/storage/durable"
 )
@@ -315,4 +320,165 @@ func TestNotBeforeCommit(t *testing.T) {
 		t.Error(err)
 	}
 	c.paper.check(t, 0, s.n, 100)
+}
+
+// TestForkUnseen: one who does not follow sees a fork all the same, also one that
+// changes nothing about the length.
+func TestForkUnseen(t *testing.T) {
+	s := newShop(t, nil)
+	s.append(100, 100)
+	c := newCustomer(t)
+	if err := c.buy(context.Background(), s, false); err != nil {
+		t.Fatal(err)
+	}
+	// The disk as it was is restored, and other blocks follow.
+	s.close()
+	image := t.TempDir()
+	if err := os.CopyFS(filepath.Join(image, "log"), os.DirFS(s.dir)); err != nil {
+		t.Fatal(err)
+	}
+	s.open()
+	s.append(50, 100)
+	if err := c.buy(context.Background(), s, false); err != nil {
+		t.Fatal(err)
+	}
+	s.close()
+	s.dir = filepath.Join(image, "log")
+	s.open()
+	s.n = 100
+	s.append(50, 101)
+	if err := c.buy(context.Background(), s, false); err != nil {
+		t.Fatal(err)
+	}
+	if len(c.paper.notes) != 1 || c.paper.notes[0] != "fork 1@100" {
+		t.Errorf("%q", c.paper.notes)
+	}
+	last := len(c.paper.lines) - 1
+	if n := s.log.Head().Length; c.paper.index[last] != n-1 || last+1 != 150+int(n)-100 {
+		t.Errorf("%d blocks, the last one is %d of %d", last+1, c.paper.index[last], n)
+	}
+}
+
+// TestNewGeneration: a new feed of a log that parted from what was had is looked
+// into, and what differs comes again.
+func TestNewGeneration(t *testing.T) {
+	s := newShop(t, nil)
+	s.append(40, 100)
+	s.close()
+	image := t.TempDir()
+	if err := os.CopyFS(filepath.Join(image, "log"), os.DirFS(s.dir)); err != nil {
+		t.Fatal(err)
+	}
+	s.open()
+	s.append(60, 100)
+	c := newCustomer(t)
+	if err := c.buy(context.Background(), s, false); err != nil {
+		t.Fatal(err)
+	}
+	c.paper.check(t, 0, 100, 100)
+	// The same log under a new key: nothing comes twice.
+	if _, err := s.log.Renew([32]byte(c.key(t))); err != nil {
+		t.Fatal(err)
+	}
+	s.append(10, 100)
+	if err := c.buy(context.Background(), s, false); err != nil {
+		t.Fatal(err)
+	}
+	c.paper.check(t, 0, 110, 100)
+	// Another log from block 40 on, under a newer key.
+	if _, err := s.log.Renew([32]byte(c.key(t))); err != nil {
+		t.Fatal(err)
+	}
+	s.close()
+	s.dir = filepath.Join(image, "log")
+	s.open()
+	s.n = 40
+	s.append(80, 101)
+	if err := c.buy(context.Background(), s, false); err != nil {
+		t.Fatal(err)
+	}
+	if len(c.paper.notes) != 1 || !strings.HasSuffix(c.paper.notes[0], "@40") {
+		t.Errorf("%q", c.paper.notes)
+	}
+	n := int(s.log.Head().Length)
+	if len(c.paper.lines) != 110+n-40 {
+		t.Errorf("%d blocks of %d", len(c.paper.lines), 110+n-40)
+	}
+}
+
+// key returns the customer's public key.
+func (c *customer) key(t *testing.T) []byte {
+	b, err := os.ReadFile(filepath.Join(c.dir, "buyer.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	seed, err := hex.DecodeString(strings.TrimSpace(string(b)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ed25519.NewKeyFromSeed(seed)[ed25519.SeedSize:]
+}
+
+// TestSilentSeller: a seller that says nothing of use does not hold a buyer up for
+// ever.
+func TestSilentSeller(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := secretstream.Listen(ln, secretstream.ListenConfig{Config: secretstream.Config{Static: key(1)}})
+	defer l.Close()
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			defer c.Close()
+			go mux.New(c, mux.Config{Accept: func(string, []byte) bool { return true }}).Run() //nolint:errcheck // it ends with the test
+		}
+	}()
+	a, err := archive.Open(durable.OS(), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	c, err := NewClient(ClientConfig{Seller: [32]byte(key(1)[32:]), Address: ln.Addr().String(), Archive: a, Output: newPaper()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.patience = time.Second
+	if err := c.Run(context.Background()); !errors.Is(err, ErrUnreachable) || !strings.Contains(err.Error(), "said nothing") {
+		t.Error(err)
+	}
+}
+
+// TestInterrupted: a purchase that was to end is not done when it is stopped.
+func TestInterrupted(t *testing.T) {
+	s := newShop(t, func(c *OfferConfig) { c.BuyerRate = 50_000 })
+	s.append(5000, 1000)
+	c := newCustomer(t)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- c.buy(ctx, s, false) }()
+	c.paper.wait(5)
+	cancel()
+	if err := <-done; !errors.Is(err, ErrInterrupted) {
+		t.Error(err)
+	}
+}
+
+// TestOtherSeller: a state of one seller is not used for another.
+func TestOtherSeller(t *testing.T) {
+	s := newShop(t, nil)
+	s.append(10, 10)
+	c := newCustomer(t)
+	if err := c.buy(context.Background(), s, false); err != nil {
+		t.Fatal(err)
+	}
+	other := newShop(t, func(c *OfferConfig) { c.Key = key(3) })
+	other.append(10, 10)
+	if err := c.buy(context.Background(), other, false); err == nil || !strings.Contains(err.Error(), "a directory of its own") {
+		t.Error(err)
+	}
 }

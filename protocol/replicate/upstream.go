@@ -117,6 +117,9 @@ func (u *upstream) request(r Request, reply func(*Data, error) error) uint64 {
 // sendSync tells where we stand, if that is news.
 func (u *upstream) sendSync() {
 	h := u.b.k.Head
+	if u.b.k.Foreign {
+		h = merkle.Head{} // of this feed nothing is known
+	}
 	s := Sync{Fork: h.Fork, Length: h.Length, Uploading: true, Downloading: true, HasManifest: u.b.k.Manifest != nil}
 	if u.remote.Fork == h.Fork {
 		s.RemoteLength = u.remote.Length
@@ -136,7 +139,7 @@ func (u *upstream) Opened(handshake []byte) error {
 		return err
 	}
 	// What can be returned to a seller that lost it.
-	if p := u.b.k.Parts; len(p) > 0 && u.b.begun {
+	if p := u.b.k.Parts; len(p) > 0 && u.b.begun && !u.b.k.Foreign {
 		r := Range{Start: p[0].First, Length: u.b.walk.Next() - p[0].First}
 		if r.Length > 0 {
 			return u.ch.Send(typeRange, r.Append(nil))
