@@ -68,8 +68,9 @@ func TestStockSellerTruncatesBehind(t *testing.T) {
 	}
 }
 
-// TestStockSellerLowerFork: a stock seller that was restored from an old copy, on
-// a lower fork, has nothing to say; the right one goes on, and nothing is lost.
+// TestStockSellerLowerFork: a stock seller that was restored from an old copy is on
+// a lower fork, until it follows what we have; nothing is lost with it, nor with
+// the right one after it.
 func TestStockSellerLowerFork(t *testing.T) {
 	p, port, k := stockSeller(t, `await more(0, a.sizes); await s.c.truncate(90); await more(90, [64,64,64,64,64,64,64,64,64,64])`, map[string]any{"sizes": sizes(100, 64)})
 	in := newInbox()
@@ -94,9 +95,11 @@ func TestStockSellerLowerFork(t *testing.T) {
 		return { port }`, nil, &old)
 	v = dial(t, old.Port, b)
 	time.Sleep(1500 * time.Millisecond) // longer than a refusal holds a buyer back
-	if _, cursor := b.Head(); cursor != 50 || len(in.gaps) > 0 {
-		t.Errorf("with the old copy: cursor %d, gaps %v", cursor, in.gaps)
+	in.mu.Lock()
+	if len(in.gaps) > 0 {
+		t.Errorf("with the old copy: gaps %v", in.gaps)
 	}
+	in.mu.Unlock()
 	v.close()
 	dial(t, port, b)
 	in.wait(t, "the right one", func() bool { return in.blocks[99] != nil })
