@@ -10,6 +10,7 @@ import (
 
 	"dazaar-edge/feed/block"
 	"dazaar-edge/feed/merkle"
+	"dazaar-edge/feed/nodes"
 	"dazaar-edge/storage"
 )
 
@@ -238,7 +239,7 @@ func TestSegmentSignature(t *testing.T) {
 	if err != nil || seg.Open {
 		t.Fatal(err, seg.Open)
 	}
-	_, sig, err := parseTiles(seg.Summary, seg.First, seg.End)
+	_, sig, err := nodes.ParseTiles(seg.Summary, seg.First, seg.End)
 	if err != nil {
 		t.Fatal(err)
 	}

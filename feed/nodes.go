@@ -1,12 +1,12 @@
 package feed
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"sync"
 
 	"dazaar-edge/feed/merkle"
+	"dazaar-edge/feed/nodes"
 	"dazaar-edge/storage"
 )
 
@@ -29,9 +29,9 @@ type leafTile struct {
 // nodeCache keeps tiles and stored trees that were computed or read lately.
 type nodeCache struct {
 	mu     sync.Mutex
-	leaves []*leafTile // newest first; guarded by mu
-	stored []*tiles    // newest first; guarded by mu
-	ends   []uint64    // of stored
+	leaves []*leafTile    // newest first; guarded by mu
+	stored []*nodes.Tiles // newest first; guarded by mu
+	ends   []uint64       // of stored
 }
 
 // nodeReader looks up nodes of the log as it was at a committed head. It
@@ -55,8 +55,8 @@ func (r nodeReader) Node(x uint64) (merkle.Node, error) {
 	if first := r.l.st.First(); end <= first {
 		return r.dropped(x, first)
 	}
-	if end > r.h.tiles.first { // in the open segment
-		if n, ok := r.h.tiles.find(x); ok {
+	if end > r.h.tiles.First() { // in the open segment
+		if n, ok := r.h.tiles.Find(x); ok {
 			return n, nil
 		}
 	}
@@ -82,7 +82,7 @@ func (r nodeReader) dropped(x, first uint64) (merkle.Node, error) {
 	if err != nil {
 		return merkle.Node{}, missing(x, err)
 	}
-	if n, ok := rootAt(&seg, x); ok {
+	if n, ok := nodes.FindRoot(seg.State, seg.First, x); ok {
 		return n, nil
 	}
 	if n, ok := r.l.pins.node(x); ok {
@@ -91,29 +91,13 @@ func (r nodeReader) dropped(x, first uint64) (merkle.Node, error) {
 	return merkle.Node{}, fmt.Errorf("%w: node %d was dropped", merkle.ErrMissing, x)
 }
 
-// rootAt returns the root x of the log as it was when the segment began.
-func rootAt(seg *storage.Segment, x uint64) (n merkle.Node, ok bool) {
-	var buf [64]uint64
-	index := merkle.AppendRoots(buf[:0], seg.First)
-	if len(seg.State) != len(index)*tileSize {
-		return n, false
-	}
-	for i, root := range index {
-		if root == x {
-			b := seg.State[i*tileSize:]
-			return merkle.Node{Index: x, Size: binary.LittleEndian.Uint64(b), Hash: merkle.Hash(b[8:tileSize])}, true
-		}
-	}
-	return n, false
-}
-
 // in returns a node that ends in the segment: one that is stored, one from a
 // tile, or the join of its children. Of a node that begins before the segment
 // the left part is a root there.
 func (r nodeReader) in(seg *storage.Segment, x uint64) (merkle.Node, error) {
 	first, end := merkle.Span(x)
 	if end <= seg.First {
-		n, ok := rootAt(seg, x)
+		n, ok := nodes.FindRoot(seg.State, seg.First, x)
 		if !ok {
 			return n, fmt.Errorf("%w: node %d: head of segment %d is damaged", merkle.ErrMissing, x, seg.Seq)
 		}
@@ -125,15 +109,15 @@ func (r nodeReader) in(seg *storage.Segment, x uint64) (merkle.Node, error) {
 		if err != nil {
 			return merkle.Node{}, missing(x, err)
 		}
-		if n, ok := t.find(x); ok {
+		if n, ok := t.Find(x); ok {
 			return n, nil
 		}
-		low = t.low
-	} else if r.h.tiles.first == seg.First {
-		if n, ok := r.h.tiles.find(x); ok {
+		low = t.Low()
+	} else if r.h.tiles.First() == seg.First {
+		if n, ok := r.h.tiles.Find(x); ok {
 			return n, nil
 		}
-		low = r.h.tiles.low
+		low = r.h.tiles.Low()
 	}
 	level := merkle.Level(x)
 	if unit := min(low, leafLevels); level <= unit {
@@ -153,17 +137,17 @@ func (r nodeReader) in(seg *storage.Segment, x uint64) (merkle.Node, error) {
 
 // storedTiles returns the stored nodes of a closed segment; if its foot is
 // damaged they are computed from its blocks.
-func (r nodeReader) storedTiles(seg *storage.Segment) (*tiles, error) {
+func (r nodeReader) storedTiles(seg *storage.Segment) (*nodes.Tiles, error) {
 	c := &r.l.nodes
 	c.mu.Lock()
 	for i, t := range c.stored {
-		if t.first == seg.First && c.ends[i] == seg.End {
+		if t.First() == seg.First && c.ends[i] == seg.End {
 			c.mu.Unlock()
 			return t, nil
 		}
 	}
 	c.mu.Unlock()
-	t, _, err := parseTiles(seg.Summary, seg.First, seg.End)
+	t, _, err := nodes.ParseTiles(seg.Summary, seg.First, seg.End)
 	if err != nil {
 		if t, err = r.l.rebuildTiles(seg); err != nil {
 			r.l.noteError(err)
@@ -185,13 +169,13 @@ func prepend[T any](s []T, v T, limit int) []T {
 }
 
 // rebuildTiles computes the stored nodes of a closed segment from its blocks.
-func (l *Log) rebuildTiles(seg *storage.Segment) (*tiles, error) {
-	tree, err := parseRoots(seg.State, seg.First)
+func (l *Log) rebuildTiles(seg *storage.Segment) (*nodes.Tiles, error) {
+	tree, err := nodes.ParseRoots(seg.State, seg.First)
 	if err != nil {
 		return nil, err
 	}
 	f := forest{tree: *tree}
-	f.tiles.start(seg.First)
+	f.tiles.Start(seg.First)
 	err = l.st.Range(seg.First, seg.End, func(i uint64, _ storage.Weight, data []byte) bool {
 		f.add(merkle.Leaf(i, data))
 		return true
@@ -242,7 +226,7 @@ func (l *Log) computeTile(seg *storage.Segment, number uint64, level uint, lengt
 	}
 	from, to := number<<level, (number+1)<<level
 	if from < seg.First {
-		tree, err := parseRoots(seg.State, seg.First)
+		tree, err := nodes.ParseRoots(seg.State, seg.First)
 		if err != nil {
 			return nil, err
 		}

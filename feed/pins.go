@@ -1,17 +1,14 @@
 package feed
 
 import (
-	"encoding/binary"
 	"errors"
-	"fmt"
 	"io/fs"
-	"maps"
 	"path/filepath"
-	"slices"
 	"sync"
 	"syscall"
 
 	"dazaar-edge/feed/merkle"
+	"dazaar-edge/feed/nodes"
 	"dazaar-edge/storage"
 	"dazaar-edge/storage/durable"
 )
@@ -48,10 +45,8 @@ func (p *pinned) node(x uint64) (merkle.Node, bool) {
 	return n, ok
 }
 
-const pinSize = 8 + tileSize
-
 func (p *pinned) load(fsys durable.FS, dir string, limit int64) error {
-	p.fs, p.name, p.limit = fsys, filepath.Join(dir, pinsName), int(limit)/pinSize
+	p.fs, p.name, p.limit = fsys, filepath.Join(dir, pinsName), int(limit)/nodes.KeptSize
 	p.nodes = map[uint64]merkle.Node{}
 	b, err := durable.ReadFile(fsys, p.name, 1<<20)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.EIO) {
@@ -60,39 +55,27 @@ func (p *pinned) load(fsys durable.FS, dir string, limit int64) error {
 	if err != nil {
 		return err
 	}
-	nodes, err := parsePins(b)
+	kept, err := parsePins(b)
 	if err != nil {
 		return nil //nolint:nilerr // buyers with old heads get new feeds
 	}
-	p.nodes = nodes
+	p.nodes = kept
 	return nil
 }
 
 func parsePins(b []byte) (map[uint64]merkle.Node, error) {
 	b, err := unsum(b)
-	if err != nil || len(b)%pinSize != 0 {
-		return nil, fmt.Errorf("%w: kept nodes", storage.ErrCorrupt)
+	if err != nil {
+		return nil, err
 	}
-	nodes := map[uint64]merkle.Node{}
-	for ; len(b) > 0; b = b[pinSize:] {
-		x := binary.LittleEndian.Uint64(b)
-		nodes[x] = merkle.Node{Index: x, Size: binary.LittleEndian.Uint64(b[8:]), Hash: merkle.Hash(b[16:])}
-	}
-	return nodes, nil
+	return nodes.ParseKept(b)
 }
 
-func (p *pinned) save(nodes map[uint64]merkle.Node) error {
-	b := make([]byte, 0, len(nodes)*pinSize)
-	for _, x := range slices.Sorted(maps.Keys(nodes)) {
-		n := nodes[x]
-		b = binary.LittleEndian.AppendUint64(b, x)
-		b = binary.LittleEndian.AppendUint64(b, n.Size)
-		b = append(b, n.Hash[:]...)
-	}
+func (p *pinned) save(kept map[uint64]merkle.Node) error {
 	p.mu.Lock()
-	p.nodes = nodes
+	p.nodes = kept
 	p.mu.Unlock()
-	return durable.WriteFile(p.fs, p.name, sum(b))
+	return durable.WriteFile(p.fs, p.name, sum(nodes.AppendKept(nil, kept)))
 }
 
 // dropping keeps what later proofs need of the blocks before first. It is

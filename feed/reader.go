@@ -132,13 +132,13 @@ func (r *Reader) load(h head, i uint64) error {
 	if err != nil {
 		return err
 	}
-	level := h.tiles.low
+	level := h.tiles.Low()
 	if !seg.Open {
 		t, err := (nodeReader{r.l, h}).storedTiles(&seg)
 		if err != nil {
 			return err
 		}
-		level = t.low
+		level = t.Low()
 	}
 	if level = min(level, leafLevels); level > 0 {
 		root, part := merkle.Ancestor(i, level), level

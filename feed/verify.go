@@ -10,6 +10,7 @@ import (
 
 	"dazaar-edge/feed/block"
 	"dazaar-edge/feed/merkle"
+	"dazaar-edge/feed/nodes"
 	"dazaar-edge/storage"
 	"dazaar-edge/storage/durable"
 )
@@ -77,18 +78,11 @@ func (c *checker) Replay(i uint64, data []byte) error {
 // Check implements [storage.Checker].
 func (c *checker) Check(summary []byte, closed bool) error {
 	end := c.tree.Length()
-	kept, sig, err := parseTiles(summary, c.tiles.first, end)
+	kept, sig, err := nodes.ParseTiles(summary, c.tiles.First(), end)
 	if err != nil {
 		return err
 	}
-	for level := max(kept.low, c.tiles.low); level < levels; level++ {
-		for i, n := range kept.at[level] {
-			if i >= len(c.tiles.at[level]) || n != c.tiles.at[level][i] {
-				return fmt.Errorf("%w: kept node %d of level %d", storage.ErrCorrupt, i, level)
-			}
-		}
-	}
-	if err := checkJoins(kept); err != nil {
+	if err := kept.Check(&c.tiles); err != nil {
 		return err
 	}
 	switch {
@@ -102,27 +96,6 @@ func (c *checker) Check(summary []byte, closed bool) error {
 			return fmt.Errorf("%w: the device's signature", storage.ErrCorrupt)
 		}
 		c.out.Signatures++
-	}
-	return nil
-}
-
-// checkJoins checks nodes below those that were recomputed: each pair must give
-// the node above.
-func checkJoins(t *tiles) error {
-	for level := t.low; level+1 < levels; level++ {
-		base := t.first >> level
-		for i := range t.at[level] {
-			number := base + uint64(i)
-			if number&1 == 0 || i == 0 {
-				continue
-			}
-			left, right := t.at[level][i-1], t.at[level][i]
-			x := merkle.Ancestor(number<<level, level)
-			up := merkle.Join(merkle.Node{Index: merkle.Sibling(x), Size: left.size, Hash: left.hash}, merkle.Node{Index: x, Size: right.size, Hash: right.hash})
-			if above, ok := t.find(up.Index); !ok || above != up {
-				return fmt.Errorf("%w: kept node of level %d", storage.ErrCorrupt, level+1)
-			}
-		}
 	}
 	return nil
 }

@@ -17,6 +17,7 @@ import (
 	"dazaar-edge/protocol/mux"
 	"dazaar-edge/protocol/noise"
 	"dazaar-edge/protocol/replicate"
+	"dazaar-edge/protocol/replicate/message"
 	"dazaar-edge/protocol/secretstream"
 )
 
@@ -307,7 +308,7 @@ type visit struct {
 func (v *visit) accept(protocol string, id []byte) bool {
 	v.c.mu.Lock()
 	defer v.c.mu.Unlock()
-	if v.c.buyer == nil || protocol != replicate.Protocol {
+	if v.c.buyer == nil || protocol != message.Protocol {
 		return false
 	}
 	if want := merkle.DiscoveryKey(v.c.feed.Key); string(id) == string(want[:]) {

@@ -11,6 +11,7 @@ import (
 	"dazaar-edge/protocol/dazaar"
 	"dazaar-edge/protocol/mux"
 	"dazaar-edge/protocol/replicate"
+	"dazaar-edge/protocol/replicate/message"
 	"dazaar-edge/protocol/secretstream"
 )
 
@@ -72,7 +73,7 @@ func (s *session) accept(protocol string, id []byte) bool {
 		if err == nil {
 			s.ch = ch
 		}
-	case (protocol == replicate.Protocol || protocol == "hypercore") && s.feed != nil && s.seller == nil && !s.over:
+	case (protocol == message.Protocol || protocol == "hypercore") && s.feed != nil && s.seller == nil && !s.over:
 		if want := merkle.DiscoveryKey(s.feed.Key()); string(id) == string(want[:]) {
 			s.sell()
 		}

@@ -25,7 +25,7 @@ import (
 	"dazaar-edge/market/archive"
 	"dazaar-edge/protocol/mux"
 	"dazaar-edge/protocol/noise"
-	"dazaar-edge/protocol/replicate"
+	"dazaar-edge/protocol/replicate/message"
 	"dazaar-edge/protocol/secretstream"
 	"dazaar-edge/storage/durable"
 )
@@ -198,16 +198,16 @@ func (s *stranger) handshake(raw net.Conn) {
 	id := merkle.DiscoveryKey(s.feed)
 	h := &thief{s: s, m: m}
 	ch, err := m.Open(mux.ChannelConfig{
-		Protocol: replicate.Protocol, ID: id[:], Handler: h,
-		Handshake: replicate.Handshake{Seeks: true, Capability: merkle.Hash{1}}.Append(nil),
+		Protocol: message.Protocol, ID: id[:], Handler: h,
+		Handshake: message.Handshake{Seeks: true, Capability: merkle.Hash{1}}.Append(nil),
 	})
 	if err != nil {
 		return
 	}
 	// It does not wait until it is let in.
-	ch.Send(0, replicate.Sync{Downloading: true}.Append(nil)) //nolint:errcheck // the shop may have closed
+	ch.Send(0, message.Sync{Downloading: true}.Append(nil)) //nolint:errcheck // the shop may have closed
 	for i := range uint64(20) {
-		r := replicate.Request{ID: i + 1}
+		r := message.Request{ID: i + 1}
 		r.Block = &merkle.NodeRequest{Index: i, Nodes: 3}
 		ch.Send(1, r.Append(nil)) //nolint:errcheck // likewise
 	}

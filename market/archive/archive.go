@@ -313,6 +313,15 @@ func (a *Archive) Append(i uint64, data []byte) error {
 	return nil
 }
 
+// Next implements replicate.Store.
+func (a *Archive) Next() uint64 {
+	if len(a.parts) == 0 {
+		return 0
+	}
+	p := a.parts[len(a.parts)-1]
+	return p.first + uint64(len(p.offsets))
+}
+
 // Block implements replicate.Store.
 func (a *Archive) Block(i uint64) ([]byte, error) {
 	for _, p := range slices.Backward(a.parts) {

@@ -111,6 +111,16 @@ func ParseUint(b []byte) (uint64, []byte, error) {
 	return n, b[1+size:], nil
 }
 
+// ParseUints takes as many numbers off b as there are places for them.
+func ParseUints(b []byte, to ...*uint64) (rest []byte, err error) {
+	for _, p := range to {
+		if *p, b, err = ParseUint(b); err != nil {
+			return nil, err
+		}
+	}
+	return b, nil
+}
+
 // AppendInt appends n zig-zag coded.
 func AppendInt(b []byte, n int64) []byte {
 	return AppendUint(b, uint64(n)<<1^uint64(n>>63))

@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"dazaar-edge/feed/merkle"
+	"dazaar-edge/protocol/replicate/message"
 )
 
 // FromEnd begins with the first block that is appended after the first contact.
@@ -51,6 +52,8 @@ type Store interface {
 	Begin(i uint64) error
 	// Append adds block i, which follows the one before it, to the newest part.
 	Append(i uint64, data []byte) error
+	// Next returns which block would follow the newest one; 0 if there is none.
+	Next() uint64
 	// Block returns a block that is there.
 	Block(i uint64) ([]byte, error)
 	// Drop forgets the parts before block i, where a part begins.
@@ -146,7 +149,7 @@ func NewBuyer(cfg BuyerConfig) (*Buyer, error) {
 		b.walk.Trust(b.k.Right)
 		b.begun = true
 		b.part = partSize
-		if n := len(b.k.Parts); n > 0 {
+		if n := len(b.k.Parts); n > 0 && cfg.Store != nil && cfg.Store.Next() == from {
 			b.part = int(min(b.k.Parts[n-1].Bytes, partSize)) // it goes on
 		}
 		_, known := b.walk.Left(nil)
@@ -266,7 +269,7 @@ func (b *Buyer) Get(ctx context.Context, i uint64) ([]byte, error) {
 	done := make(chan result, 1)
 	v, u := b.verifier(), b.up
 	req := merkle.Request{Block: &merkle.NodeRequest{Index: i, Nodes: merkle.MissingNodes(2*i, v.Length, nil)}}
-	id := u.request(Request{Fork: v.Fork, Request: req, Priority: 1}, func(d *Data, err error) error {
+	id := u.request(message.Request{Fork: v.Fork, Request: req, Priority: 1}, func(d *message.Data, err error) error {
 		switch {
 		case err != nil:
 			done <- result{err: fmt.Errorf("block %d: %w", i, err)}

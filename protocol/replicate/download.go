@@ -8,13 +8,14 @@ import (
 
 	"dazaar-edge/feed/merkle"
 	"dazaar-edge/protocol/compact"
+	"dazaar-edge/protocol/replicate/message"
 )
 
 // onData takes an answer. Blocks of the download, which are most of them, take
 // the short way.
 func (u *upstream) onData(m []byte) error {
 	var f, id, fork uint64
-	rest, err := parseUints(m, &f, &id, &fork)
+	rest, err := compact.ParseUints(m, &f, &id, &fork)
 	if err != nil {
 		return bad("data", err)
 	}
@@ -44,7 +45,7 @@ func (u *upstream) onData(m []byte) error {
 		u.asks.take(id)
 		return u.onBlock(i, rest)
 	}
-	d, _, err := ParseData(m)
+	d, _, err := message.ParseData(m)
 	if err != nil {
 		return bad("data", err)
 	}
@@ -131,7 +132,7 @@ func (u *upstream) adapt(size int) {
 }
 
 // onNoData takes a refusal.
-func (u *upstream) onNoData(n NoData) error {
+func (u *upstream) onNoData(n message.NoData) error {
 	a, ok := u.asks.take(n.Request)
 	if !ok {
 		return nil
@@ -139,7 +140,7 @@ func (u *upstream) onNoData(n NoData) error {
 	if a.reply != nil {
 		return a.reply(nil, fmt.Errorf("%w: reason %d", ErrUnavailable, n.Reason))
 	}
-	if n.Reason == ReasonNone || u.remote.Fork != u.b.k.Head.Fork {
+	if n.Reason == message.ReasonNone || u.remote.Fork != u.b.k.Head.Fork {
 		// The seller is on its way to another fork, or on another one; it will
 		// say so.
 		u.hold()
@@ -182,8 +183,8 @@ func (u *upstream) onAvailable() error {
 		}
 		if !u.queried {
 			u.queried, u.since = true, time.Now()
-			w := Want{Start: u.page / maxWant * maxWant, Length: maxWant}
-			return u.ch.Send(typeWant, w.Append(nil))
+			w := message.Want{Start: u.page / maxWant * maxWant, Length: maxWant}
+			return u.ch.Send(message.TypeWant, w.Append(nil))
 		}
 		if time.Since(u.since) < maxWait {
 			return nil
@@ -201,7 +202,7 @@ func (u *upstream) onAvailable() error {
 }
 
 // setBits notes what a bitfield says.
-func (u *upstream) setBits(f Bitfield) {
+func (u *upstream) setBits(f message.Bitfield) {
 	var spans []span
 	at := f.Start
 	add := func(from, to uint64) {

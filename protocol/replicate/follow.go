@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"dazaar-edge/feed/merkle"
+	"dazaar-edge/protocol/replicate/message"
 )
 
 // following is the way to a higher fork: the new head is fetched, then nodes of
@@ -27,9 +28,9 @@ func (u *upstream) follow() {
 	u.fork = f
 	u.b.changed()
 	u.b.log.Info("replicate: the seller is on a higher fork", "fork", f.fork, "was", u.b.k.Head.Fork)
-	r := Request{Fork: f.fork, Manifest: u.b.k.Manifest == nil}
+	r := message.Request{Fork: f.fork, Manifest: u.b.k.Manifest == nil}
 	r.Upgrade = &merkle.UpgradeRequest{Length: u.remote.Length}
-	u.request(r, func(d *Data, err error) error {
+	u.request(r, func(d *message.Data, err error) error {
 		if u.fork != f {
 			return nil
 		}
@@ -46,7 +47,7 @@ func (u *upstream) follow() {
 }
 
 // onForkHead takes the head of the new fork.
-func (u *upstream) onForkHead(d *Data) error {
+func (u *upstream) onForkHead(d *message.Data) error {
 	f, b := u.fork, u.b
 	v := &merkle.Verifier{Key: b.cfg.Key, Manifest: b.k.Manifest, Fork: f.fork}
 	if d.Fork != f.fork {
@@ -95,9 +96,9 @@ func (u *upstream) descend(n merkle.Node) error {
 		return u.followed()
 	}
 	l, _ := merkle.Children(n.Index)
-	r := Request{Fork: f.fork}
+	r := message.Request{Fork: f.fork}
 	r.Hash = &merkle.NodeRequest{Index: l, Nodes: 1}
-	u.request(r, func(d *Data, err error) error {
+	u.request(r, func(d *message.Data, err error) error {
 		if u.fork != f {
 			return nil
 		}

@@ -9,6 +9,8 @@ import (
 	"dazaar-edge/feed/merkle"
 	"dazaar-edge/protocol/compact"
 	"dazaar-edge/protocol/mux"
+	"dazaar-edge/protocol/replicate/message"
+	"dazaar-edge/protocol/replicate/replicatetest"
 )
 
 // A session, for fuzzing, is a list of messages as a Protomux batch has them: of
@@ -20,14 +22,14 @@ func appendMessage(b []byte, typ uint64, payload []byte) []byte {
 }
 
 // session returns what one side of a capture says.
-func (c *capture) session(t testing.TB, from string) (out []byte) {
+func session(t testing.TB, c *replicatetest.Capture, from string) (out []byte) {
 	for _, f := range c.Frames {
 		if f.From != from {
 			continue
 		}
-		for _, m := range split(t, f.Hex) {
-			if m.ch != 0 {
-				out = appendMessage(out, m.typ, m.payload)
+		for _, m := range replicatetest.Split(t, f.Hex) {
+			if m.Channel != 0 {
+				out = appendMessage(out, m.Type, m.Payload)
 			}
 		}
 	}
@@ -73,9 +75,9 @@ type recorded struct {
 
 func (r *recorded) WriteMessage(m []byte) error {
 	r.mu.Lock()
-	for _, x := range split(r.t, bytes.Clone(m)) {
-		if x.ch != 0 {
-			r.said = appendMessage(r.said, x.typ, x.payload)
+	for _, x := range replicatetest.Split(r.t, bytes.Clone(m)) {
+		if x.Channel != 0 {
+			r.said = appendMessage(r.said, x.Type, x.Payload)
 		}
 	}
 	r.mu.Unlock()
@@ -97,8 +99,8 @@ func (w *window) Admit(i uint64, _ int) bool {
 
 // FuzzSeller lets a peer say anything to a seller.
 func FuzzSeller(f *testing.F) {
-	for _, c := range captures(f) {
-		f.Add(c.session(f, "buyer"), false)
+	for _, c := range replicatetest.Captures(f) {
+		f.Add(session(f, c, "buyer"), false)
 	}
 	f.Add(talk(f, false), false)
 	f.Add(talkLost(f), true)
@@ -110,7 +112,7 @@ func FuzzSeller(f *testing.F) {
 			Session: Session{Mux: x, HandshakeHash: hash}, Feed: m, Blocks: blocks{m}, First: 10, Length: 30, Meter: &window{t, 10, 30},
 		})
 		h := (*sellerHandler)(s)
-		hello := Handshake{Seeks: true, Capability: Capability(m.Key(), hash, true)}
+		hello := message.Handshake{Seeks: true, Capability: message.Capability(m.Key(), hash, true)}
 		if err := h.Opened(hello.Append(nil)); err != nil {
 			t.Fatal(err)
 		}
@@ -253,12 +255,12 @@ func FuzzBuyer(f *testing.F) {
 		add(i, testBlock(i+200, 20))
 		add(i, captureBlock(i))
 	}
-	for _, c := range captures(f) {
+	for _, c := range replicatetest.Captures(f) {
 		id := byte(0)
 		if c.Logs != nil {
 			id = 1
 		}
-		f.Add(id, c.session(f, "seller"))
+		f.Add(id, session(f, c, "seller"))
 	}
 	f.Add(byte(0), talk(f, true))
 	f.Fuzz(func(t *testing.T, feed byte, session []byte) {
@@ -277,7 +279,7 @@ func FuzzBuyer(f *testing.F) {
 			t.Fatal(err)
 		}
 		u := b.up
-		hello := Handshake{Seeks: true, Capability: Capability(key, hash, false)}
+		hello := message.Handshake{Seeks: true, Capability: message.Capability(key, hash, false)}
 		if err := u.Opened(hello.Append(nil)); err != nil {
 			t.Fatal(err)
 		}
@@ -297,33 +299,6 @@ func FuzzBuyer(f *testing.F) {
 			return err
 		}); err != nil {
 			t.Errorf("what it keeps cannot be read: %v", err)
-		}
-	})
-}
-
-// FuzzMessages reads anything as each message and writes it again.
-func FuzzMessages(f *testing.F) {
-	for _, c := range captures(f) {
-		for _, fr := range c.Frames {
-			if fr.From == "" {
-				continue
-			}
-			for _, m := range split(f, fr.Hex) {
-				if m.ch != 0 {
-					f.Add(byte(m.typ), m.payload)
-				}
-			}
-		}
-	}
-	f.Fuzz(func(t *testing.T, typ byte, b []byte) {
-		typ %= typeExtension + 1
-		again, _, err := recode(uint64(typ), b)
-		if err != nil {
-			return
-		}
-		once, rest, err := recode(uint64(typ), again)
-		if err != nil || !bytes.Equal(once, again) || len(rest) > 0 {
-			t.Errorf("type %d: %x comes out as %x, then %x: %v", typ, b, again, once, err)
 		}
 	})
 }

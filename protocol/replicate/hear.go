@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"dazaar-edge/protocol/compact"
+	"dazaar-edge/protocol/replicate/message"
 )
 
 // sellerHandler is a Seller as its channel sees it.
@@ -41,28 +42,28 @@ func (h *sellerHandler) Message(typ uint64, b []byte) error {
 		return nil
 	}
 	switch typ {
-	case typeSync:
-		m, _, err := ParseSync(b)
+	case message.TypeSync:
+		m, _, err := message.ParseSync(b)
 		if err != nil {
 			return bad("sync", err)
 		}
 		return s.onSync(m)
-	case typeRequest:
+	case message.TypeRequest:
 		return s.onRequest(b)
-	case typeCancel:
+	case message.TypeCancel:
 		id, _, err := compact.ParseUint(b)
 		if err != nil {
 			return bad("cancel", err)
 		}
 		return s.cancel(id)
-	case typeData:
-		d, _, err := ParseData(b)
+	case message.TypeData:
+		d, _, err := message.ParseData(b)
 		if err != nil {
 			return bad("data", err)
 		}
 		return s.onData(&d)
-	case typeNoData:
-		n, _, err := ParseNoData(b)
+	case message.TypeNoData:
+		n, _, err := message.ParseNoData(b)
 		if err != nil {
 			return bad("noData", err)
 		}
@@ -71,14 +72,14 @@ func (h *sellerHandler) Message(typ uint64, b []byte) error {
 		}
 		s.answered()
 		return err
-	case typeWant:
-		w, _, err := ParseWant(b)
+	case message.TypeWant:
+		w, _, err := message.ParseWant(b)
 		if err != nil {
 			return bad("want", err)
 		}
 		s.onWant(w)
-	case typeRange:
-		r, _, err := ParseRange(b)
+	case message.TypeRange:
+		r, _, err := message.ParseRange(b)
 		if err != nil {
 			return bad("range", err)
 		}
@@ -89,7 +90,7 @@ func (h *sellerHandler) Message(typ uint64, b []byte) error {
 }
 
 // onData takes an answer of the peer. mu is held.
-func (s *Seller) onData(d *Data) error {
+func (s *Seller) onData(d *message.Data) error {
 	var err error
 	if a, ok := s.asks.take(d.Request); ok {
 		err = a.reply(d, nil)
@@ -99,7 +100,7 @@ func (s *Seller) onData(d *Data) error {
 }
 
 // onSync notes where the peer stands. mu is held.
-func (s *Seller) onSync(m Sync) error {
+func (s *Seller) onSync(m message.Sync) error {
 	was := s.remote
 	s.remote, s.heard = m, true
 	switch {
@@ -116,7 +117,7 @@ func (s *Seller) onSync(m Sync) error {
 		// its log it has half forgotten; the same words again would tell it
 		// nothing, unless they are taken back first.
 		if s.told.first > 0 {
-			s.send(typeRange, Range{Drop: true, Length: s.told.length}.Append(nil))
+			s.send(message.TypeRange, message.Range{Drop: true, Length: s.told.length}.Append(nil))
 		}
 		s.sendRange(s.available(s.told, 0))
 		s.sendSync()
@@ -152,7 +153,7 @@ func (s *Seller) tellAll() {
 		// On its way to a higher fork a stock buyer asks for hashes of what
 		// was announced, wherever the forks parted: that is not for sale only.
 		b.first, _ = s.feed.Bounds()
-		s.sendRange(Range{Start: b.first, Length: b.length - b.first})
+		s.sendRange(message.Range{Start: b.first, Length: b.length - b.first})
 	} else {
 		s.sendRange(s.available(b, 0))
 	}
@@ -162,24 +163,24 @@ func (s *Seller) tellAll() {
 // behind tells whether the peer has blocks of another fork. mu is held.
 func (s *Seller) behind() bool { return s.remote.Length > 0 && s.remote.Fork != s.told.fork }
 
-func (s *Seller) sendRange(r Range) {
-	s.each(r, func(r Range) { s.send(typeRange, r.Append(nil)) })
+func (s *Seller) sendRange(r message.Range) {
+	s.each(r, func(r message.Range) { s.send(message.TypeRange, r.Append(nil)) })
 }
 
 // available is the range of blocks that may be had, from block since on. mu is
 // held.
-func (s *Seller) available(b bounds, since uint64) Range {
+func (s *Seller) available(b bounds, since uint64) message.Range {
 	start := max(b.first, min(since, b.end))
 	if b.first == 0 {
 		start = 0
 	}
-	return Range{Start: start, Length: b.end - min(start, b.end)}
+	return message.Range{Start: start, Length: b.end - min(start, b.end)}
 }
 
 // onRequest parks a request until Produce answers it. mu is held.
 func (s *Seller) onRequest(b []byte) error {
 	var flags, id uint64
-	if _, err := parseUints(b, &flags, &id); err != nil {
+	if _, err := compact.ParseUints(b, &flags, &id); err != nil {
 		return bad("request", err)
 	}
 	if !s.heard { // a peer that asks without a word of where it stands
@@ -213,7 +214,7 @@ func (s *Seller) cancel(id uint64) error {
 }
 
 // onWant tells which blocks of a range are there. mu is held.
-func (s *Seller) onWant(w Want) {
+func (s *Seller) onWant(w message.Want) {
 	if !s.greeted || s.behind() {
 		return // it will hear everything
 	}
@@ -224,8 +225,8 @@ func (s *Seller) onWant(w Want) {
 		return
 	}
 	if w.Any {
-		s.send(typeRange, Range{Start: start, Length: 1}.Append(nil))
+		s.send(message.TypeRange, message.Range{Start: start, Length: 1}.Append(nil))
 		return
 	}
-	s.sendRange(Range{Start: start, Length: end - start})
+	s.sendRange(message.Range{Start: start, Length: end - start})
 }

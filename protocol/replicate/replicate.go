@@ -46,6 +46,7 @@ import (
 
 	"dazaar-edge/feed/merkle"
 	"dazaar-edge/protocol/mux"
+	"dazaar-edge/protocol/replicate/message"
 )
 
 // Session is the connection that a channel runs on.
@@ -58,16 +59,16 @@ type Session struct {
 
 // opening returns what a channel of the feed with this key is opened with.
 func (s Session) opening(key merkle.Hash) []byte {
-	return Handshake{Seeks: true, Capability: Capability(key, s.HandshakeHash, s.Initiator)}.Append(nil)
+	return message.Handshake{Seeks: true, Capability: message.Capability(key, s.HandshakeHash, s.Initiator)}.Append(nil)
 }
 
 // check verifies what the other side opened with.
 func (s Session) check(key merkle.Hash, b []byte) error {
-	h, _, err := ParseHandshake(b)
+	h, _, err := message.ParseHandshake(b)
 	if err != nil {
 		return fmt.Errorf("%w: handshake: %w", ErrMessage, err)
 	}
-	if h.Capability != Capability(key, s.HandshakeHash, !s.Initiator) {
+	if h.Capability != message.Capability(key, s.HandshakeHash, !s.Initiator) {
 		return ErrCapability
 	}
 	return nil
@@ -77,7 +78,7 @@ func (s Session) check(key merkle.Hash, b []byte) error {
 func (s Session) open(key merkle.Hash, h mux.Handler) (*mux.Channel, error) {
 	id := merkle.DiscoveryKey(key)
 	return s.Mux.Open(mux.ChannelConfig{
-		Protocol: Protocol, Aliases: []string{"hypercore"}, ID: id[:], Handshake: s.opening(key), Handler: h,
+		Protocol: message.Protocol, Aliases: []string{"hypercore"}, ID: id[:], Handshake: s.opening(key), Handler: h,
 	})
 }
 
@@ -109,7 +110,7 @@ const (
 type ask struct {
 	// reply takes the answer, or why there is none. It is nil for the blocks
 	// of a download, and for what is ignored.
-	reply func(d *Data, err error) error
+	reply func(d *message.Data, err error) error
 	block uint64 // of a download
 	state askState
 	stale bool // the id was used before for what was never answered

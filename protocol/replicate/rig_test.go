@@ -299,6 +299,8 @@ func (s *shelf) Begin(i uint64) error {
 	return nil
 }
 
+func (s *shelf) Next() uint64 { return s.next }
+
 func (s *shelf) Append(i uint64, data []byte) error {
 	if i != s.next {
 		return fmt.Errorf("block %d follows %d", i, s.next)

@@ -10,6 +10,7 @@ import (
 
 	"dazaar-edge/feed/merkle"
 	"dazaar-edge/protocol/mux"
+	"dazaar-edge/protocol/replicate/message"
 )
 
 // TestWindowOfSession: a session announces and serves its window and nothing
@@ -295,9 +296,9 @@ func TestWrongCapability(t *testing.T) {
 	})})
 	h := (*sellerHandler)(s)
 	for _, hello := range [][]byte{
-		Handshake{Seeks: true}.Append(nil),
-		Handshake{Capability: Capability(m.Key(), [64]byte{}, false)}.Append(nil), // our own role
-		Handshake{Capability: Capability(m.Key(), [64]byte{1}, true)}.Append(nil), // of another connection
+		message.Handshake{Seeks: true}.Append(nil),
+		message.Handshake{Capability: message.Capability(m.Key(), [64]byte{}, false)}.Append(nil), // our own role
+		message.Handshake{Capability: message.Capability(m.Key(), [64]byte{1}, true)}.Append(nil), // of another connection
 	} {
 		if err := h.Opened(hello); !errors.Is(err, ErrCapability) {
 			t.Errorf("%x: %v", hello, err)
@@ -314,16 +315,16 @@ func TestFlood(t *testing.T) {
 	m := newMemory(1)
 	m.append(testBlocks(0, 10, 50)...)
 	for name, c := range map[string]struct {
-		request func(i uint64) Request
+		request func(i uint64) message.Request
 		produce bool
 	}{
-		"too many": {func(i uint64) Request {
-			r := Request{ID: i + 1}
+		"too many": {func(i uint64) message.Request {
+			r := message.Request{ID: i + 1}
 			r.Block = &merkle.NodeRequest{Index: 3}
 			return r
 		}, false},
-		"impossible": {func(i uint64) Request {
-			r := Request{ID: i + 1}
+		"impossible": {func(i uint64) message.Request {
+			r := message.Request{ID: i + 1}
 			r.Hash = &merkle.NodeRequest{Index: 1 << 40}
 			return r
 		}, true},
@@ -333,12 +334,12 @@ func TestFlood(t *testing.T) {
 			x := mux.New(tp, mux.Config{})
 			s := newSeller(t, SellerConfig{Session: Session{Mux: x}, Feed: m, Blocks: blocks{m}})
 			h := (*sellerHandler)(s)
-			if err := h.Message(typeSync, Sync{}.Append(nil)); err != nil {
+			if err := h.Message(message.TypeSync, message.Sync{}.Append(nil)); err != nil {
 				t.Fatal(err)
 			}
 			for i := range uint64(maxRequests + 10) {
 				r := c.request(i)
-				if err := h.Message(typeRequest, r.Append(nil)); errors.Is(err, ErrFlood) {
+				if err := h.Message(message.TypeRequest, r.Append(nil)); errors.Is(err, ErrFlood) {
 					return
 				} else if err != nil {
 					t.Fatal(err)

@@ -8,6 +8,7 @@ import (
 
 	"dazaar-edge/feed/merkle"
 	"dazaar-edge/protocol/mux"
+	"dazaar-edge/protocol/replicate/message"
 )
 
 // Feed is what a [Seller] sells: a log under a key of the buyer's own. Its
@@ -107,17 +108,17 @@ type Seller struct {
 	ch        *mux.Channel // guarded by mu, like all below
 	open      bool         // the other side opened too
 	ended     bool
-	why       error // to be told to cfg.Ended
-	remote    Sync  // what the peer said last
-	heard     bool  // it said something
-	greeted   bool  // it was told where the log stands
+	why       error        // to be told to cfg.Ended
+	remote    message.Sync // what the peer said last
+	heard     bool         // it said something
+	greeted   bool         // it was told where the log stands
 	settling  *settling
 	requests  queue
 	blocks    Blocks
 	block     merkle.BlockPart // what blocks read last
-	data      Data             // with it
+	data      message.Data     // with it
 	part      merkle.NodeRequest
-	built     *Data // the answer to the first request, which did not fit yet
+	built     *message.Data // the answer to the first request, which did not fit yet
 	paused    bool
 	first     uint64 // of the window
 	length    uint64
@@ -251,7 +252,7 @@ func (s *Seller) Revoke() {
 	s.stop()
 	if s.open {
 		b := s.told
-		s.send(typeSync, Sync{Fork: b.fork, Length: b.length, RemoteLength: s.remoteLength(b.fork), HasManifest: true}.Append(nil))
+		s.send(message.TypeSync, message.Sync{Fork: b.fork, Length: b.length, RemoteLength: s.remoteLength(b.fork), HasManifest: true}.Append(nil))
 	}
 	s.ch.Close()
 }
@@ -290,9 +291,9 @@ func (s *Seller) remoteLength(fork uint64) uint64 {
 }
 
 // sync returns what to say about what was announced. mu is held.
-func (s *Seller) sync() Sync {
+func (s *Seller) sync() message.Sync {
 	t := s.told
-	out := Sync{
+	out := message.Sync{
 		Fork: t.fork, Length: t.length, RemoteLength: s.remoteLength(t.fork), Uploading: !s.paused, HasManifest: true,
 	}
 	// To a buyer on another fork nothing can be upgraded; a stock one with
@@ -303,5 +304,5 @@ func (s *Seller) sync() Sync {
 
 func (s *Seller) sendSync() {
 	s.syncNow, s.lastSync = false, time.Now()
-	s.send(typeSync, s.sync().Append(nil))
+	s.send(message.TypeSync, s.sync().Append(nil))
 }

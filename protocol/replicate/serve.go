@@ -6,7 +6,9 @@ import (
 	"time"
 
 	"dazaar-edge/feed/merkle"
+	"dazaar-edge/protocol/compact"
 	"dazaar-edge/protocol/mux"
+	"dazaar-edge/protocol/replicate/message"
 )
 
 // maxGather is how long answers are gathered for one frame.
@@ -71,7 +73,7 @@ func (s *Seller) announce(b *mux.Batch, now time.Time) (next time.Time) {
 		if s.settling == nil {
 			s.ch.SetMaxMessage(0) // who was asked did not answer, nor will
 		}
-		b.End(s.sync().Append(b.Begin(typeSync, 32)), 0)
+		b.End(s.sync().Append(b.Begin(message.TypeSync, 32)), 0)
 		idle = now.Add(resync)
 	}
 	if next.IsZero() || idle.Before(next) {
@@ -89,13 +91,15 @@ func (s *Seller) tell(b *mux.Batch, now time.Time) {
 	}
 	s.nextTell = now.Add(s.up.interval())
 	s.told = is
-	say := func(r Range) { s.each(r, func(r Range) { b.End(r.Append(b.Begin(typeRange, 24)), 0) }) }
+	say := func(r message.Range) {
+		s.each(r, func(r message.Range) { b.End(r.Append(b.Begin(message.TypeRange, 24)), 0) })
+	}
 	switch {
 	case is.fork != was.fork:
 		say(s.available(is, 0))
 	case is.first > was.first:
 		// A stock buyer that was told of all from 0 on forgets all of it.
-		say(Range{Drop: true, Length: is.first})
+		say(message.Range{Drop: true, Length: is.first})
 		say(s.available(is, 0))
 	case is.first < was.first:
 		say(s.available(is, 0))
@@ -103,14 +107,14 @@ func (s *Seller) tell(b *mux.Batch, now time.Time) {
 		say(s.available(is, was.end))
 	}
 	if is.end < was.end {
-		say(Range{Drop: true, Start: is.end, Length: was.end - is.end})
+		say(message.Range{Drop: true, Start: is.end, Length: was.end - is.end})
 	}
 	s.syncNow = true
 }
 
 // serve answers the first request. It tells whether to go on. mu is held.
 func (s *Seller) serve(b *mux.Batch) bool {
-	var r Request
+	var r message.Request
 	part, err := s.parse(&r)
 	if err != nil {
 		s.fail(bad("request", err))
@@ -120,7 +124,7 @@ func (s *Seller) serve(b *mux.Batch) bool {
 	if d == nil && part != nil {
 		if value, path, err := s.blocks.Read(part.Index, part.Nodes); err == nil {
 			s.block = merkle.BlockPart{Index: part.Index, Value: value, Nodes: path}
-			s.data = Data{Request: r.ID, Fork: r.Fork, Proof: merkle.Proof{Block: &s.block}}
+			s.data = message.Data{Request: r.ID, Fork: r.Fork, Proof: merkle.Proof{Block: &s.block}}
 			d = &s.data
 		}
 	}
@@ -138,7 +142,7 @@ func (s *Seller) serve(b *mux.Batch) bool {
 			return !s.ended && s.greeted && !s.quietUntil.After(time.Now())
 		}
 	}
-	size := d.size()
+	size := d.Size()
 	if !b.Fits(size) {
 		s.built = d
 		return false
@@ -157,22 +161,22 @@ func (s *Seller) serve(b *mux.Batch) bool {
 	if d.Upgrade != nil {
 		s.sent.Upgrades++
 	}
-	b.End(d.Append(b.Begin(typeData, size)), size)
+	b.End(d.Append(b.Begin(message.TypeData, size)), size)
 	return true
 }
 
 // parse reads the first request. One for a block and nothing else, as most are,
 // is returned as its part if it may be answered at once; then r is not filled
 // but for its ids. mu is held.
-func (s *Seller) parse(r *Request) (part *merkle.NodeRequest, err error) {
+func (s *Seller) parse(r *message.Request) (part *merkle.NodeRequest, err error) {
 	b := s.requests.front()
 	var flags uint64
 	p := &s.part
-	if _, err := parseUints(b, &flags, &r.ID, &r.Fork, &p.Index, &p.Nodes); err == nil && flags == merkle.FlagBlock &&
+	if _, err := compact.ParseUints(b, &flags, &r.ID, &r.Fork, &p.Index, &p.Nodes); err == nil && flags == merkle.FlagBlock &&
 		r.Fork == s.feed.Fork() && s.offered(p.Index) {
 		return p, nil
 	}
-	*r, _, err = ParseRequest(b)
+	*r, _, err = message.ParseRequest(b)
 	return nil, err
 }
 
@@ -185,8 +189,8 @@ func (s *Seller) done(id uint64) {
 
 // answer builds what a request asks for, or says why it is refused, or that it
 // must wait. mu is held.
-func (s *Seller) answer(r *Request) (d *Data, reason uint64, wait bool) {
-	d = &Data{Request: r.ID, Fork: r.Fork}
+func (s *Seller) answer(r *message.Request) (d *message.Data, reason uint64, wait bool) {
+	d = &message.Data{Request: r.ID, Fork: r.Fork}
 	if r.Manifest {
 		m := s.feed.Manifest()
 		d.Manifest = &m
@@ -196,28 +200,28 @@ func (s *Seller) answer(r *Request) (d *Data, reason uint64, wait bool) {
 	case r.Manifest && (alone || other):
 		return d, 0, false
 	case alone:
-		return nil, ReasonInvalid, false
+		return nil, message.ReasonInvalid, false
 	case other:
 		// Not "not available", of which a stock buyer counts 32: it is on its
 		// way to another fork and asks again there.
-		return nil, ReasonNone, false
+		return nil, message.ReasonNone, false
 	case r.Block != nil && !s.offered(r.Block.Index):
-		return nil, ReasonNotAvailable, false
+		return nil, message.ReasonNotAvailable, false
 	}
 	start := time.Now()
 	p, head, err := s.feed.Proof(r.Request)
 	switch {
 	case err == nil:
 	case errors.Is(err, merkle.ErrRequest):
-		return nil, ReasonInvalid, false
+		return nil, message.ReasonInvalid, false
 	case errors.Is(err, merkle.ErrMissing):
-		return nil, ReasonNotAvailable, false
+		return nil, message.ReasonNotAvailable, false
 	case !s.feed.Settled(s.remote.Fork, s.remote.Length):
 		s.settle()
 		return nil, 0, true
 	default:
 		s.log.Warn("replicate: a proof cannot be built", "feed", fmt.Sprintf("%x", s.key[:4]), "error", err)
-		return nil, ReasonNotAvailable, false
+		return nil, message.ReasonNotAvailable, false
 	}
 	if p.Upgrade != nil && head.Length != s.signedAt { // else it was signed before
 		s.signedAt = head.Length
@@ -238,23 +242,23 @@ func (s *Seller) offered(i uint64) bool {
 const maxSigning = 5 * time.Millisecond
 
 // refuse answers that there is nothing to be had. mu is held.
-func (s *Seller) refuse(b *mux.Batch, r *Request, reason uint64) {
+func (s *Seller) refuse(b *mux.Batch, r *message.Request, reason uint64) {
 	if r.ID == 0 {
 		return // a probe that cannot be answered
 	}
-	if reason == ReasonNotAvailable {
+	if reason == message.ReasonNotAvailable {
 		// Else the peer asks again, for what it thinks is there.
 		s.tell(b, time.Now())
 		if r.Block != nil && s.offered(r.Block.Index) {
 			s.hole(b, r.Block.Index)
 		}
 	}
-	b.End(NoData{r.ID, reason}.Append(b.Begin(typeNoData, 12)), 12)
+	b.End(message.NoData{Request: r.ID, Reason: reason}.Append(b.Begin(message.TypeNoData, 12)), 12)
 	s.sent.NoData++
-	if reason == ReasonNone {
+	if reason == message.ReasonNone {
 		return
 	}
-	if reason == ReasonInvalid {
+	if reason == message.ReasonInvalid {
 		if s.invalid++; s.invalid >= maxInvalid {
 			s.fail(fmt.Errorf("%w: %d that cannot be", ErrFlood, s.invalid))
 			return
@@ -273,28 +277,28 @@ func (s *Seller) refuse(b *mux.Batch, r *Request, reason uint64) {
 func (s *Seller) hole(b *mux.Batch, i uint64) {
 	s.holes.set(i, i+1, true)
 	s.holes.forgetShort(maxRanges)
-	b.End(Range{Drop: true, Start: i, Length: 1}.Append(b.Begin(typeRange, 24)), 0)
+	b.End(message.Range{Drop: true, Start: i, Length: 1}.Append(b.Begin(message.TypeRange, 24)), 0)
 	// A stock buyer that was told of all from 0 on forgets what is behind.
 	if i+1 < s.told.end {
-		s.each(Range{Start: i + 1, Length: s.told.end - i - 1}, func(r Range) { b.End(r.Append(b.Begin(typeRange, 24)), 0) })
+		s.each(message.Range{Start: i + 1, Length: s.told.end - i - 1}, func(r message.Range) { b.End(r.Append(b.Begin(message.TypeRange, 24)), 0) })
 	}
 }
 
 // each calls f with the parts of a range that are between holes, or with what is
 // dropped as a whole. mu is held.
-func (s *Seller) each(r Range, f func(Range)) {
+func (s *Seller) each(r message.Range, f func(message.Range)) {
 	at, end := r.Start, r.Start+r.Length
 	for _, h := range s.holes {
 		if r.Drop || h.to <= at || h.from >= end {
 			continue
 		}
 		if h.from > at {
-			f(Range{Start: at, Length: h.from - at})
+			f(message.Range{Start: at, Length: h.from - at})
 		}
 		at = h.to
 	}
 	if at < end {
-		f(Range{Drop: r.Drop, Start: at, Length: end - at})
+		f(message.Range{Drop: r.Drop, Start: at, Length: end - at})
 	}
 }
 
@@ -311,12 +315,12 @@ func (s *Seller) fail(err error) {
 func (s *Seller) reopen() {
 	t := s.told
 	s.reopened = time.Now()
-	s.send(typeSync, Sync{Fork: t.fork, Length: t.length, RemoteLength: s.remoteLength(t.fork), HasManifest: true}.Append(nil))
+	s.send(message.TypeSync, message.Sync{Fork: t.fork, Length: t.length, RemoteLength: s.remoteLength(t.fork), HasManifest: true}.Append(nil))
 	s.ch.Close()
 	s.requests.clear()
 	s.built, s.settling = nil, nil
 	s.asks, s.seen = asks{}, idSet{}
-	s.open, s.heard, s.greeted, s.noData, s.remote, s.theirs = false, false, false, 0, Sync{}, nil
+	s.open, s.heard, s.greeted, s.noData, s.remote, s.theirs = false, false, false, 0, message.Sync{}, nil
 	ch, err := s.cfg.Session.open(s.key, (*sellerHandler)(s))
 	if err != nil {
 		s.fail(err)

@@ -8,6 +8,7 @@ import (
 	"dazaar-edge/feed/merkle"
 	"dazaar-edge/protocol/compact"
 	"dazaar-edge/protocol/mux"
+	"dazaar-edge/protocol/replicate/message"
 )
 
 // Times of a check of what a buyer has.
@@ -58,20 +59,20 @@ func (s *Seller) settle() {
 	s.log.Info("replicate: asking the buyer what it has", "fork", t.fork, "length", t.length)
 	// Length 0 claims nothing; an idle buyer closes the channel unless we say
 	// that we want something, which is true.
-	s.send(typeSync, Sync{Fork: t.fork, CanUpgrade: true, Downloading: true, HasManifest: true}.Append(nil))
+	s.send(message.TypeSync, message.Sync{Fork: t.fork, CanUpgrade: true, Downloading: true, HasManifest: true}.Append(nil))
 	req := merkle.Request{Upgrade: &merkle.UpgradeRequest{Length: t.length}}
-	s.request(Request{Fork: t.fork, Request: req}, s.onHead)
+	s.request(message.Request{Fork: t.fork, Request: req}, s.onHead)
 	s.ch.Wake()
 }
 
 // request asks the buyer for something. mu is held.
-func (s *Seller) request(r Request, reply func(*Data, error) error) {
+func (s *Seller) request(r message.Request, reply func(*message.Data, error) error) {
 	r.ID = s.asks.add(ask{reply: reply})
-	s.send(typeRequest, r.Append(nil))
+	s.send(message.TypeRequest, r.Append(nil))
 }
 
 // onHead takes the buyer's head. mu is held.
-func (s *Seller) onHead(d *Data, err error) error {
+func (s *Seller) onHead(d *message.Data, err error) error {
 	t := s.settling
 	if t == nil || t.head != nil {
 		return nil
@@ -133,7 +134,7 @@ func (s *Seller) probe(i uint64) error {
 		return nil
 	}
 	req := merkle.Request{Block: &merkle.NodeRequest{Index: i, Nodes: merkle.MissingNodes(2*i, t.length, nil)}}
-	s.request(Request{Fork: t.fork, Request: req}, func(d *Data, err error) error {
+	s.request(message.Request{Fork: t.fork, Request: req}, func(d *message.Data, err error) error {
 		if s.settling != t {
 			return nil
 		}
@@ -169,7 +170,7 @@ func (s *Seller) probe(i uint64) error {
 }
 
 // verified checks the answer to a request for block i.
-func (t *settling) verified(s *Seller, d *Data, i uint64) bool {
+func (t *settling) verified(s *Seller, d *message.Data, i uint64) bool {
 	if d == nil || d.Block == nil || d.Block.Index != i || d.Fork != t.fork || d.Upgrade != nil {
 		return false
 	}
@@ -193,7 +194,7 @@ func (s *Seller) fetch() error {
 		}
 		t.fetching++
 		req := merkle.Request{Block: &merkle.NodeRequest{Index: i, Nodes: merkle.MissingNodes(2*i, t.length, nil)}}
-		s.request(Request{Fork: t.fork, Request: req}, func(d *Data, err error) error {
+		s.request(message.Request{Fork: t.fork, Request: req}, func(d *message.Data, err error) error {
 			if s.settling != t {
 				return nil
 			}
@@ -243,7 +244,7 @@ func (s *Seller) settled(head *merkle.Head) {
 func (s *Seller) tooOld() {
 	s.stop()
 	t := s.told
-	s.send(typeSync, Sync{Fork: t.fork, Length: t.length, HasManifest: true}.Append(nil))
+	s.send(message.TypeSync, message.Sync{Fork: t.fork, Length: t.length, HasManifest: true}.Append(nil))
 	s.ch.Close()
 	s.why = ErrTooOld
 }
@@ -260,7 +261,7 @@ func (s *Seller) answered() {
 func (s *Seller) cancelAll() {
 	for i := range s.asks.slots {
 		if id := uint64(i) + 1; s.asks.ignore(id) {
-			s.send(typeCancel, compact.AppendUint(nil, id))
+			s.send(message.TypeCancel, compact.AppendUint(nil, id))
 		}
 	}
 }

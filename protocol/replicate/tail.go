@@ -5,6 +5,7 @@ import (
 
 	"dazaar-edge/feed/merkle"
 	"dazaar-edge/protocol/mux"
+	"dazaar-edge/protocol/replicate/message"
 )
 
 // maxNodes bounds how many computed nodes of the tail are remembered.
@@ -80,7 +81,7 @@ func (u *upstream) serve(b *mux.Batch) {
 	if u.requests.n == 0 {
 		return
 	}
-	r, _, err := ParseRequest(u.requests.front())
+	r, _, err := message.ParseRequest(u.requests.front())
 	u.requests.pop()
 	if u.requests.n > 0 {
 		u.ch.Wake() // one at a time: it may take some hashing, and others wait for the lock
@@ -90,13 +91,13 @@ func (u *upstream) serve(b *mux.Batch) {
 	}
 	d, reason := u.answer(u.b.newTail(), &r)
 	if d == nil {
-		b.End(NoData{r.ID, reason}.Append(b.Begin(typeNoData, 12)), 0)
+		b.End(message.NoData{Request: r.ID, Reason: reason}.Append(b.Begin(message.TypeNoData, 12)), 0)
 		return
 	}
 	if d.Block != nil {
 		u.served += len(d.Block.Value)
 	}
-	b.End(d.Append(b.Begin(typeData, 256)), 0)
+	b.End(d.Append(b.Begin(message.TypeData, 256)), 0)
 }
 
 // maxServed bounds what is returned to a seller on one connection: the tail, and
@@ -104,9 +105,9 @@ func (u *upstream) serve(b *mux.Batch) {
 const maxServed = 4 * tailSize
 
 // answer builds what a request asks for, or says why it is refused.
-func (u *upstream) answer(t *tail, r *Request) (*Data, uint64) {
+func (u *upstream) answer(t *tail, r *message.Request) (*message.Data, uint64) {
 	k := &u.b.k
-	d := &Data{Request: r.ID, Fork: r.Fork}
+	d := &message.Data{Request: r.ID, Fork: r.Fork}
 	if r.Manifest {
 		d.Manifest = k.Manifest
 	}
@@ -114,7 +115,7 @@ func (u *upstream) answer(t *tail, r *Request) (*Data, uint64) {
 		if d.Manifest != nil {
 			return d, 0
 		}
-		return nil, ReasonNotAvailable
+		return nil, message.ReasonNotAvailable
 	}
 	p, err := merkle.Prove(t, k.Head.Length, r.Request)
 	if err == nil && p.Block != nil {
@@ -122,7 +123,7 @@ func (u *upstream) answer(t *tail, r *Request) (*Data, uint64) {
 	}
 	if err != nil {
 		u.b.log.Debug("replicate: cannot answer the seller", "error", err)
-		return nil, ReasonNotAvailable
+		return nil, message.ReasonNotAvailable
 	}
 	if p.Upgrade != nil {
 		p.Upgrade.Signature = k.Signature

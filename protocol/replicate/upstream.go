@@ -8,6 +8,7 @@ import (
 	"dazaar-edge/feed/merkle"
 	"dazaar-edge/protocol/compact"
 	"dazaar-edge/protocol/mux"
+	"dazaar-edge/protocol/replicate/message"
 )
 
 // upstream is a buyer's session with a seller. All of it is guarded by the
@@ -17,9 +18,9 @@ type upstream struct {
 	session Session
 	ch      *mux.Channel
 	open    bool
-	remote  Sync
-	synced  bool // the seller said where it stands
-	said    Sync // what it was told last
+	remote  message.Sync
+	synced  bool         // the seller said where it stands
+	said    message.Sync // what it was told last
 	asks    asks
 	theirs  ranges // blocks that the seller announced
 	forgot  uint64 // from which block on theirs is not complete
@@ -81,7 +82,7 @@ func (u *upstream) restart() {
 // cancel takes a request back.
 func (u *upstream) cancel(id uint64) {
 	if u.asks.ignore(id) {
-		u.ch.Send(typeCancel, compact.AppendUint(nil, id)) //nolint:errcheck // the connection ends
+		u.ch.Send(message.TypeCancel, compact.AppendUint(nil, id)) //nolint:errcheck // the connection ends
 	}
 }
 
@@ -104,13 +105,13 @@ func (u *upstream) hold() {
 
 // request asks for something besides the download. It returns 0 if the seller
 // leaves too much unanswered, which ends the connection.
-func (u *upstream) request(r Request, reply func(*Data, error) error) uint64 {
+func (u *upstream) request(r message.Request, reply func(*message.Data, error) error) uint64 {
 	if r.ID = u.asks.add(ask{reply: reply}); r.ID == 0 {
 		u.fail(fmt.Errorf("%w: the seller leaves %d unanswered", ErrFlood, len(u.asks.slots)))
 		return 0
 	}
 	u.b.got.Asked++
-	u.ch.Send(typeRequest, r.Append(nil)) //nolint:errcheck // the connection ends
+	u.ch.Send(message.TypeRequest, r.Append(nil)) //nolint:errcheck // the connection ends
 	return r.ID
 }
 
@@ -120,13 +121,13 @@ func (u *upstream) sendSync() {
 	if u.b.k.Foreign {
 		h = merkle.Head{} // of this feed nothing is known
 	}
-	s := Sync{Fork: h.Fork, Length: h.Length, Uploading: true, Downloading: true, HasManifest: u.b.k.Manifest != nil}
+	s := message.Sync{Fork: h.Fork, Length: h.Length, Uploading: true, Downloading: true, HasManifest: u.b.k.Manifest != nil}
 	if u.remote.Fork == h.Fork {
 		s.RemoteLength = u.remote.Length
 	}
 	if s != u.said {
 		u.said = s
-		u.ch.Send(typeSync, s.Append(nil)) //nolint:errcheck // the connection ends
+		u.ch.Send(message.TypeSync, s.Append(nil)) //nolint:errcheck // the connection ends
 	}
 }
 
@@ -140,9 +141,9 @@ func (u *upstream) Opened(handshake []byte) error {
 	}
 	// What can be returned to a seller that lost it.
 	if p := u.b.k.Parts; len(p) > 0 && u.b.begun && !u.b.k.Foreign {
-		r := Range{Start: p[0].First, Length: u.b.walk.Next() - p[0].First}
+		r := message.Range{Start: p[0].First, Length: u.b.walk.Next() - p[0].First}
 		if r.Length > 0 {
-			return u.ch.Send(typeRange, r.Append(nil))
+			return u.ch.Send(message.TypeRange, r.Append(nil))
 		}
 	}
 	return nil
@@ -170,43 +171,43 @@ func (u *upstream) Message(typ uint64, m []byte) error {
 	}
 	var err error
 	switch typ {
-	case typeSync:
-		var s Sync
-		if s, _, err = ParseSync(m); err != nil {
+	case message.TypeSync:
+		var s message.Sync
+		if s, _, err = message.ParseSync(m); err != nil {
 			return bad("sync", err)
 		}
 		err = u.onSync(s)
-	case typeData:
+	case message.TypeData:
 		err = u.onData(m)
-	case typeNoData:
-		var n NoData
-		if n, _, err = ParseNoData(m); err != nil {
+	case message.TypeNoData:
+		var n message.NoData
+		if n, _, err = message.ParseNoData(m); err != nil {
 			return bad("noData", err)
 		}
 		err = u.onNoData(n)
-	case typeRange:
-		var r Range
-		if r, _, err = ParseRange(m); err != nil {
+	case message.TypeRange:
+		var r message.Range
+		if r, _, err = message.ParseRange(m); err != nil {
 			return bad("range", err)
 		}
 		u.theirs.set(r.Start, r.Start+r.Length, !r.Drop)
 		u.remembered()
 		err = u.onAvailable()
-	case typeBitfield:
-		var f Bitfield
-		if f, _, err = ParseBitfield(m); err != nil {
+	case message.TypeBitfield:
+		var f message.Bitfield
+		if f, _, err = message.ParseBitfield(m); err != nil {
 			return bad("bitfield", err)
 		}
 		u.setBits(f)
 		err = u.onAvailable()
-	case typeRequest:
-		if _, _, err = ParseRequest(m); err != nil {
+	case message.TypeRequest:
+		if _, _, err = message.ParseRequest(m); err != nil {
 			return bad("request", err)
 		}
 		if !u.requests.push(m) {
 			return ErrFlood
 		}
-	case typeCancel:
+	case message.TypeCancel:
 		var id uint64
 		if id, _, err = compact.ParseUint(m); err != nil {
 			return bad("cancel", err)
@@ -225,7 +226,7 @@ func (u *upstream) wanted() bool {
 }
 
 // onSync notes where the seller stands.
-func (u *upstream) onSync(s Sync) error {
+func (u *upstream) onSync(s message.Sync) error {
 	if s.Fork != u.remote.Fork || s.Length != u.remote.Length {
 		u.notBefore = time.Time{} // it moved
 	}
@@ -286,10 +287,10 @@ func (u *upstream) Produce(b *mux.Batch) time.Time {
 	if u.upgradable() {
 		h := u.b.k.Head
 		n := u.remote.Length
-		r := Request{Fork: h.Fork, Manifest: u.b.k.Manifest == nil}
+		r := message.Request{Fork: h.Fork, Manifest: u.b.k.Manifest == nil}
 		r.Upgrade = &merkle.UpgradeRequest{Start: h.Length, Length: n - h.Length}
 		var id uint64
-		id = u.asks.add(ask{reply: func(d *Data, err error) error {
+		id = u.asks.add(ask{reply: func(d *message.Data, err error) error {
 			if u.upgrade != id {
 				return nil // it was taken back
 			}
@@ -297,7 +298,7 @@ func (u *upstream) Produce(b *mux.Batch) time.Time {
 		}})
 		if r.ID = id; id != 0 {
 			u.upgrade, u.length = id, n
-			b.End(r.Append(b.Begin(typeRequest, 24)), 0)
+			b.End(r.Append(b.Begin(message.TypeRequest, 24)), 0)
 			u.b.got.Asked++
 		}
 	}
@@ -307,7 +308,7 @@ func (u *upstream) Produce(b *mux.Batch) time.Time {
 		if id == 0 {
 			break
 		}
-		buf := b.Begin(typeRequest, 16)
+		buf := b.Begin(message.TypeRequest, 16)
 		buf = append(buf, merkle.FlagBlock)
 		buf = compact.AppendUint(buf, id)
 		buf = compact.AppendUint(buf, u.b.k.Head.Fork)
@@ -349,7 +350,7 @@ const (
 )
 
 // onUpgrade takes a newer head.
-func (u *upstream) onUpgrade(d *Data, err error) error {
+func (u *upstream) onUpgrade(d *message.Data, err error) error {
 	u.upgrade = 0
 	if err != nil || d.Upgrade == nil {
 		u.hold()
@@ -377,9 +378,9 @@ func (u *upstream) onUpgrade(d *Data, err error) error {
 // the seller sent nonsense, or its key signed two logs.
 func (u *upstream) compare(was error) error {
 	h := u.b.k.Head
-	r := Request{Fork: h.Fork}
+	r := message.Request{Fork: h.Fork}
 	r.Upgrade = &merkle.UpgradeRequest{Length: h.Length}
-	u.request(r, func(d *Data, err error) error {
+	u.request(r, func(d *message.Data, err error) error {
 		invalid := fmt.Errorf("%w: %w", ErrInvalid, was)
 		if err != nil || d.Upgrade == nil {
 			return invalid

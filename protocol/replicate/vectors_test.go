@@ -2,12 +2,8 @@ package replicate
 
 import (
 	"bytes"
-	"encoding/hex"
-	"encoding/json"
 	"fmt"
 	"io"
-	"maps"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -16,297 +12,16 @@ import (
 	"dazaar-edge/feed/merkle"
 	"dazaar-edge/protocol/compact"
 	"dazaar-edge/protocol/mux"
+	"dazaar-edge/protocol/replicate/message"
+	"dazaar-edge/protocol/replicate/replicatetest"
 )
-
-// hexBytes is a byte string as vectors have it.
-type hexBytes []byte
-
-func (h *hexBytes) UnmarshalText(b []byte) (err error) {
-	*h, err = hex.DecodeString(string(b))
-	return err
-}
-
-func (h hexBytes) hash() merkle.Hash { return merkle.Hash(h) }
-
-func load(t testing.TB, name string, v any) {
-	t.Helper()
-	b, err := os.ReadFile("testdata/" + name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := json.Unmarshal(b, v); err != nil {
-		t.Fatal(name, err)
-	}
-}
-
-// recode reads a message of a type and writes it again. It returns what is left
-// over, too.
-func recode(typ uint64, b []byte) (again, rest []byte, err error) {
-	switch typ {
-	case typeSync:
-		m, rest, err := ParseSync(b)
-		return m.Append(nil), rest, err
-	case typeRequest:
-		m, rest, err := ParseRequest(b)
-		return m.Append(nil), rest, err
-	case typeCancel:
-		id, rest, err := compact.ParseUint(b)
-		return compact.AppendUint(nil, id), rest, err
-	case typeData:
-		m, rest, err := ParseData(b)
-		if err != nil {
-			return nil, nil, err
-		}
-		return m.Append(nil), rest, nil
-	case typeNoData:
-		m, rest, err := ParseNoData(b)
-		return m.Append(nil), rest, err
-	case typeWant, typeUnwant:
-		m, rest, err := ParseWant(b)
-		return m.Append(nil), rest, err
-	case typeBitfield:
-		m, rest, err := ParseBitfield(b)
-		return m.Append(nil), rest, err
-	case typeRange:
-		m, rest, err := ParseRange(b)
-		return m.Append(nil), rest, err
-	case typeExtension:
-		m, rest, err := ParseExtension(b)
-		return m.Append(nil), rest, err
-	}
-	return nil, nil, fmt.Errorf("type %d", typ)
-}
-
-func TestVectorsMessages(t *testing.T) {
-	var v struct {
-		Handshake []struct{ Hex hexBytes }
-		Messages  []struct {
-			Name  string
-			Type  uint64
-			Hex   hexBytes
-			Value json.RawMessage
-			Note  string
-		}
-	}
-	load(t, "messages.json", &v)
-	for _, c := range v.Handshake {
-		h, rest, err := ParseHandshake(c.Hex)
-		if err != nil || len(rest) > 0 || !bytes.Equal(h.Append(nil), c.Hex) {
-			t.Errorf("handshake %x: %+v, %v", c.Hex, h, err)
-		}
-	}
-	seen := map[uint64]bool{}
-	for _, c := range v.Messages {
-		seen[c.Type] = true
-		again, rest, err := recode(c.Type, c.Hex)
-		if err != nil || len(rest) > 0 {
-			t.Errorf("%s %x: %v, %d left", c.Name, c.Hex, err, len(rest))
-			continue
-		}
-		// Old peers send no flags with a refusal.
-		if want := []byte(c.Hex); !bytes.Equal(again, want) && !(c.Type == typeNoData && bytes.Equal(again, append(want, 0))) {
-			t.Errorf("%s %s\n %x comes out as\n %x", c.Name, c.Note, want, again)
-		}
-		// Cut anywhere it is no message, or a shorter one of those that may be.
-		for i := range c.Hex {
-			if again, rest, err := recode(c.Type, c.Hex[:i]); err == nil && len(again)+len(rest) < i {
-				t.Errorf("%s cut at %d is read", c.Name, i)
-			}
-		}
-	}
-	if len(seen) != typeExtension+1 {
-		t.Errorf("vectors of %d types", len(seen))
-	}
-}
-
-// TestVectorsFields checks what the bytes mean, not only that they come back.
-func TestVectorsFields(t *testing.T) {
-	var v struct {
-		Messages []struct {
-			Type  uint64
-			Hex   hexBytes
-			Value struct {
-				Fork, Length, RemoteLength, ID, Priority, Start, Request, Reason uint64
-
-				CanUpgrade, Uploading, Downloading, HasManifest, AllowPush, Drop, Any bool
-
-				Block, Hash, Seek, Upgrade, Manifest json.RawMessage
-			}
-		}
-	}
-	load(t, "messages.json", &v)
-	is := func(r json.RawMessage) bool { return len(r) > 0 && string(r) != "null" && string(r) != "false" }
-	for _, c := range v.Messages {
-		w := c.Value
-		switch c.Type {
-		case typeSync:
-			m, _, _ := ParseSync(c.Hex)
-			if m != (Sync{w.Fork, w.Length, w.RemoteLength, w.CanUpgrade, w.Uploading, w.Downloading, w.HasManifest, w.AllowPush}) {
-				t.Errorf("%x is %+v", c.Hex, m)
-			}
-		case typeRequest:
-			m, _, _ := ParseRequest(c.Hex)
-			if m.ID != w.ID || m.Fork != w.Fork || m.Priority != w.Priority || (m.Block != nil) != is(w.Block) || (m.Hash != nil) != is(w.Hash) ||
-				(m.Seek != nil) != is(w.Seek) || (m.Upgrade != nil) != is(w.Upgrade) || m.Manifest != is(w.Manifest) {
-				t.Errorf("%x is %+v", c.Hex, m)
-			}
-		case typeData:
-			m, _, _ := ParseData(c.Hex)
-			if m.Request != w.Request || m.Fork != w.Fork || (m.Block != nil) != is(w.Block) || (m.Hash != nil) != is(w.Hash) ||
-				(m.Seek != nil) != is(w.Seek) || (m.Upgrade != nil) != is(w.Upgrade) || (m.Manifest != nil) != is(w.Manifest) {
-				t.Errorf("%x is %+v", c.Hex, m)
-			}
-		case typeNoData:
-			if m, _, _ := ParseNoData(c.Hex); m != (NoData{w.Request, w.Reason}) {
-				t.Errorf("%x is %+v", c.Hex, m)
-			}
-		case typeWant, typeUnwant:
-			if m, _, _ := ParseWant(c.Hex); m != (Want{w.Start, w.Length, w.Any}) {
-				t.Errorf("%x is %+v", c.Hex, m)
-			}
-		case typeRange:
-			if m, _, _ := ParseRange(c.Hex); m != (Range{w.Drop, w.Start, w.Length}) {
-				t.Errorf("%x is %+v", c.Hex, m)
-			}
-		}
-	}
-}
-
-func TestVectorsCapability(t *testing.T) {
-	var v struct {
-		Cases []struct {
-			CoreKey, HandshakeHash, Capability hexBytes
-			SenderIsInitiator                  bool
-		}
-		DiscoveryKeys []struct{ Key, DiscoveryKey hexBytes }
-	}
-	load(t, "capability-discovery.json", &v)
-	if len(v.Cases) == 0 || len(v.DiscoveryKeys) == 0 {
-		t.Fatal("no cases")
-	}
-	for _, c := range v.Cases {
-		if got := Capability(c.CoreKey.hash(), [64]byte(c.HandshakeHash), c.SenderIsInitiator); got != c.Capability.hash() {
-			t.Errorf("%x", got)
-		}
-	}
-	for _, c := range v.DiscoveryKeys {
-		if got := merkle.DiscoveryKey(c.Key.hash()); got != c.DiscoveryKey.hash() {
-			t.Errorf("%x", got)
-		}
-	}
-}
-
-// capture is a recorded session of stock peers.
-type capture struct {
-	HandshakeHash hexBytes
-	Initiator     string
-	Frames        []struct {
-		From, Marker string
-		Hex          hexBytes
-	}
-	// Of a raised fork: what is in the log on each fork, as numbers of blocks,
-	// and where the buyer stood before and after.
-	Logs                 map[uint64][]int
-	BuyerBefore, Outcome struct {
-		Length, Fork uint64
-		TreeHash     hexBytes
-	}
-	name string
-	file *captureFile
-}
-
-type captureFile struct {
-	SellerKeySeed hexBytes
-	Scenarios     map[string]*capture
-}
-
-var captureFiles = []string{"captures-js-to-js.json", "captures-rekey.json", "captures-forks.json"}
-
-func captures(t testing.TB) (out []*capture) {
-	for _, name := range captureFiles {
-		var f captureFile
-		load(t, name, &f)
-		for _, n := range slices.Sorted(maps.Keys(f.Scenarios)) {
-			c := f.Scenarios[n]
-			c.name, c.file = strings.TrimSuffix(name, ".json")+"/"+n, &f
-			out = append(out, c)
-		}
-	}
-	if len(out) < 20 {
-		t.Fatalf("%d captures", len(out))
-	}
-	return out
-}
-
-// message is one message of a frame.
-type message struct {
-	ch, typ uint64
-	payload []byte
-}
-
-// split takes a frame apart.
-func split(t testing.TB, b []byte) (out []message) {
-	t.Helper()
-	u := func() (v uint64) {
-		var err error
-		if v, b, err = compact.ParseUint(b); err != nil {
-			t.Fatalf("frame: %v", err)
-		}
-		return v
-	}
-	ch := u()
-	typ := u()
-	if ch != 0 || typ != 0 {
-		return []message{{ch, typ, b}}
-	}
-	ch = u()
-	for len(b) > 0 {
-		n := u()
-		if n == 0 {
-			ch = u()
-			continue
-		}
-		rest := b[n:]
-		b = b[:n]
-		typ := u()
-		out = append(out, message{ch, typ, b})
-		b = rest
-	}
-	return out
-}
-
-// TestVectorsCaptures reads every message of every captured session, in both
-// directions, and writes it again.
-func TestVectorsCaptures(t *testing.T) {
-	n := 0
-	for _, c := range captures(t) {
-		for _, f := range c.Frames {
-			if f.From == "" {
-				continue
-			}
-			for _, m := range split(t, f.Hex) {
-				if m.ch == 0 {
-					continue
-				}
-				again, rest, err := recode(m.typ, m.payload)
-				if err != nil || len(rest) > 0 || !bytes.Equal(again, m.payload) {
-					t.Errorf("%s: type %d: %v\n %x\n %x", c.name, m.typ, err, m.payload, again)
-				}
-				n++
-			}
-		}
-	}
-	if n < 400 {
-		t.Errorf("%d messages only", n)
-	}
-}
 
 // tape is a mux.Stream whose one end is a test.
 type tape struct {
 	mu     sync.Mutex
 	cond   sync.Cond
 	in     [][]byte
-	out    []message
+	out    []replicatetest.Message
 	closed bool
 	t      testing.TB
 }
@@ -334,7 +49,7 @@ func (s *tape) ReadMessage() ([]byte, error) {
 func (s *tape) WriteMessage(m []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.out = append(s.out, split(s.t, bytes.Clone(m))...)
+	s.out = append(s.out, replicatetest.Split(s.t, bytes.Clone(m))...)
 	s.cond.Broadcast()
 	return nil
 }
@@ -359,7 +74,7 @@ func (s *tape) feed(b []byte) {
 }
 
 // await takes the first message out that f accepts.
-func (s *tape) await(f func(message) bool) (message, bool) {
+func (s *tape) await(f func(replicatetest.Message) bool) (replicatetest.Message, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for {
@@ -369,21 +84,21 @@ func (s *tape) await(f func(message) bool) (message, bool) {
 			return m, true
 		}
 		if s.closed {
-			return message{}, false
+			return replicatetest.Message{}, false
 		}
 		s.cond.Wait()
 	}
 }
 
-// log returns the feed that a capture is of.
-func (c *capture) log(t *testing.T) (*memory, func(i int) []byte) {
+// capturedLog returns the feed that a capture is of.
+func capturedLog(t *testing.T, c *replicatetest.Capture) (*memory, func(i int) []byte) {
 	t.Helper()
-	id := c.discoveryKey(t)
+	id := discoveryKey(t, c)
 	var block func(i int) []byte
 	switch {
 	case c.Logs != nil:
 		block = func(i int) []byte { return testBlock(i, 20) }
-	case c.file.SellerKeySeed != nil:
+	case c.SellerKeySeed != nil:
 		block = captureBlock
 	default:
 		block = func(i int) []byte {
@@ -398,7 +113,7 @@ func (c *capture) log(t *testing.T) (*memory, func(i int) []byte) {
 			return m, block
 		}
 	}
-	t.Fatal(c.name, "is of an unknown feed")
+	t.Fatal(c.Name, "is of an unknown feed")
 	return nil, nil
 }
 
@@ -407,14 +122,14 @@ func captureBlock(i int) []byte {
 }
 
 // discoveryKey is what the first channel was opened with.
-func (c *capture) discoveryKey(t *testing.T) merkle.Hash {
+func discoveryKey(t *testing.T, c *replicatetest.Capture) merkle.Hash {
 	for _, f := range c.Frames {
 		if f.From == "" {
 			continue
 		}
-		for _, m := range split(t, f.Hex) {
-			if m.ch == 0 && m.typ == 1 {
-				_, b, _ := compact.ParseUint(m.payload)
+		for _, m := range replicatetest.Split(t, f.Hex) {
+			if m.Channel == 0 && m.Type == 1 {
+				_, b, _ := compact.ParseUint(m.Payload)
 				_, b, _ = compact.ParseString(b)
 				id, _, err := compact.ParseBuffer(b)
 				if err != nil {
@@ -424,20 +139,20 @@ func (c *capture) discoveryKey(t *testing.T) merkle.Hash {
 			}
 		}
 	}
-	t.Fatal(c.name, "opens nothing")
+	t.Fatal(c.Name, "opens nothing")
 	return merkle.Hash{}
 }
 
 // TestReplay lets our seller meet what stock buyers said in every captured
 // session. It answers each request with the very bytes that the seller there did.
 func TestReplay(t *testing.T) {
-	for _, c := range captures(t) {
-		t.Run(c.name, func(t *testing.T) { replay(t, c) })
+	for _, c := range replicatetest.Captures(t) {
+		t.Run(c.Name, func(t *testing.T) { replay(t, c) })
 	}
 }
 
-func replay(t *testing.T, c *capture) {
-	m, block := c.log(t)
+func replay(t *testing.T, c *replicatetest.Capture) {
+	m, block := capturedLog(t, c)
 	m.signed = 1 << 40 // there is nothing to settle
 	tp := newTape(t)
 	x := mux.New(tp, mux.Config{})
@@ -474,11 +189,11 @@ func replay(t *testing.T, c *capture) {
 	for _, f := range c.Frames {
 		switch {
 		case f.From == "seller":
-			for _, want := range split(t, f.Hex) {
+			for _, want := range replicatetest.Split(t, f.Hex) {
 				switch {
-				case want.ch == 0:
-				case want.typ == typeSync:
-					s, _, _ := ParseSync(want.payload)
+				case want.Channel == 0:
+				case want.Type == message.TypeSync:
+					s, _, _ := message.ParseSync(want.Payload)
 					grow(s.Fork, s.Length)
 					if first {
 						first = false
@@ -486,14 +201,14 @@ func replay(t *testing.T, c *capture) {
 						m.changed = seller.Update
 						go func() { done <- x.Run() }()
 					}
-				case want.typ == typeRange:
-					if r, _, _ := ParseRange(want.payload); r.Drop && r.Start == 0 {
+				case want.Type == message.TypeRange:
+					if r, _, _ := message.ParseRange(want.Payload); r.Drop && r.Start == 0 {
 						m.prune(r.Length)
 					} else if !r.Drop && m.first < r.Start && data == 0 {
 						m.prune(r.Start)
 					}
-				case want.typ == typeBitfield && data == 0:
-					b, _, _ := ParseBitfield(want.payload)
+				case want.Type == message.TypeBitfield && data == 0:
+					b, _, _ := message.ParseBitfield(want.Payload)
 					var r ranges
 					(&upstream{theirs: r}).setBits(b)
 					for k := range uint64(32) {
@@ -502,35 +217,35 @@ func replay(t *testing.T, c *capture) {
 							break
 						}
 					}
-				case want.typ == typeData:
-					d, _, err := ParseData(want.payload)
+				case want.Type == message.TypeData:
+					d, _, err := message.ParseData(want.Payload)
 					if err != nil {
 						t.Fatal(err)
 					}
-					got, ok := tp.await(func(m message) bool {
-						if m.ch == 0 || m.typ != typeData && m.typ != typeNoData {
+					got, ok := tp.await(func(m replicatetest.Message) bool {
+						if m.Channel == 0 || m.Type != message.TypeData && m.Type != message.TypeNoData {
 							return false
 						}
-						if m.typ == typeNoData {
-							n, _, _ := ParseNoData(m.payload)
+						if m.Type == message.TypeNoData {
+							n, _, _ := message.ParseNoData(m.Payload)
 							return n.Request == d.Request
 						}
-						g, _, err := ParseData(m.payload)
+						g, _, err := message.ParseData(m.Payload)
 						return err == nil && g.Request == d.Request
 					})
 					if !ok {
 						t.Fatalf("the connection ended: %v", <-done)
 					}
-					if got.typ != typeData || !bytes.Equal(got.payload, want.payload) && !(bySeek[d.Request] && moreThan(m, got.payload, &d)) {
-						t.Fatalf("request %d is answered with type %d\n %x, and was with\n %x", d.Request, got.typ, got.payload, want.payload)
+					if got.Type != message.TypeData || !bytes.Equal(got.Payload, want.Payload) && !(bySeek[d.Request] && moreThan(m, got.Payload, &d)) {
+						t.Fatalf("request %d is answered with type %d\n %x, and was with\n %x", d.Request, got.Type, got.Payload, want.Payload)
 					}
 					data++
 				}
 			}
 		case f.From == "buyer":
-			for _, x := range split(t, f.Hex) {
-				if x.ch != 0 && x.typ == typeRequest {
-					r, _, _ := ParseRequest(x.payload)
+			for _, x := range replicatetest.Split(t, f.Hex) {
+				if x.Channel != 0 && x.Type == message.TypeRequest {
+					r, _, _ := message.ParseRequest(x.Payload)
 					bySeek[r.ID] = r.Seek != nil
 				}
 			}
@@ -562,8 +277,8 @@ func replay(t *testing.T, c *capture) {
 
 // moreThan tells whether a valid answer has a byte's place that a stock peer's
 // lacks: right of the first root they take its offset for NaN.
-func moreThan(m *memory, answer []byte, stock *Data) bool {
-	d, _, err := ParseData(answer)
+func moreThan(m *memory, answer []byte, stock *message.Data) bool {
+	d, _, err := message.ParseData(answer)
 	if err != nil || d.Hash == nil || stock.Hash == nil || d.Hash.Index != stock.Hash.Index || d.Seek == nil || stock.Seek != nil {
 		return false
 	}
@@ -585,8 +300,8 @@ func newSeller(t *testing.T, cfg SellerConfig) *Seller {
 // in a captured session.
 func TestVectorsProofs(t *testing.T) {
 	n := 0
-	for _, c := range captures(t) {
-		m, block := c.log(t)
+	for _, c := range replicatetest.Captures(t) {
+		m, block := capturedLog(t, c)
 		man := m.Manifest()
 		known := map[uint64]merkle.Node{}
 		v := &merkle.Verifier{Key: m.Key(), Manifest: &man, Node: func(x uint64) (merkle.Node, bool) { n, ok := known[x]; return n, ok }}
@@ -594,11 +309,11 @@ func TestVectorsProofs(t *testing.T) {
 			if f.From != "seller" {
 				continue
 			}
-			for _, x := range split(t, f.Hex) {
-				if x.ch == 0 || x.typ != typeData {
+			for _, x := range replicatetest.Split(t, f.Hex) {
+				if x.Channel == 0 || x.Type != message.TypeData {
 					continue
 				}
-				d, _, err := ParseData(x.payload)
+				d, _, err := message.ParseData(x.Payload)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -615,7 +330,7 @@ func TestVectorsProofs(t *testing.T) {
 				}
 				got, err := v.Verify(&d.Proof, d.Manifest)
 				if err != nil {
-					t.Errorf("%s: request %d: %v", c.name, d.Request, err)
+					t.Errorf("%s: request %d: %v", c.Name, d.Request, err)
 					continue
 				}
 				n++
@@ -627,8 +342,8 @@ func TestVectorsProofs(t *testing.T) {
 				}
 			}
 		}
-		if h := c.Outcome.TreeHash; h != nil && c.Outcome.Length == v.Length && merkle.TreeHash(v.Roots) != h.hash() {
-			t.Errorf("%s: ends with another tree", c.name)
+		if h := c.Outcome.TreeHash; h != nil && c.Outcome.Length == v.Length && merkle.TreeHash(v.Roots) != h.Hash() {
+			t.Errorf("%s: ends with another tree", c.Name)
 		}
 	}
 	if n < 100 {
@@ -641,11 +356,11 @@ func TestVectorsHeads(t *testing.T) {
 	var v struct {
 		Heads []struct {
 			Fork, Length        uint64
-			TreeHash, Signature hexBytes
+			TreeHash, Signature replicatetest.Hex
 			Blocks              []int
 		}
 	}
-	load(t, "captures-forks.json", &v)
+	replicatetest.Load(t, "captures-forks.json", &v)
 	m := newMemory(0x50)
 	if len(v.Heads) < 10 {
 		t.Fatalf("%d heads", len(v.Heads))
@@ -656,7 +371,7 @@ func TestVectorsHeads(t *testing.T) {
 			tree.Append(nil, merkle.Leaf(uint64(i), testBlock(k, 20)))
 		}
 		head := merkle.Head{Fork: h.Fork, Length: tree.Length(), TreeHash: tree.Hash()}
-		if head.Length != h.Length || head.TreeHash != h.TreeHash.hash() {
+		if head.Length != h.Length || head.TreeHash != h.TreeHash.Hash() {
 			t.Errorf("fork %d: %+v", h.Fork, head)
 		}
 		if got := m.manifest.Sign(m.priv, m.Key(), head); !bytes.Equal(got, h.Signature) {

@@ -1,8 +1,8 @@
 // Records what stock Hypercore peers say when a feed's fork is raised: a writer
 // that truncated its log, and buyers in several states who meet it. Prints the
-// vectors of protocol/replicate/testdata/captures-forks.json:
+// vectors of protocol/replicate/replicatetest/testdata/captures-forks.json:
 //
-//   node forks.js > ../../protocol/replicate/testdata/captures-forks.json
+//   node forks.js > ../../protocol/replicate/replicatetest/testdata/captures-forks.json
 //
 // Keys, blocks, handshake hashes and the order in which a buyer asks are fixed;
 // the order of frames that both sides write at the same time is not.

@@ -1,4 +1,7 @@
-package replicate
+// Package message has the messages of a replication channel as Hypercore 11 has
+// them on the wire (shared specification, hypercore.md, section 9). Nothing
+// is allocated for what a message only claims.
+package message
 
 import (
 	"fmt"
@@ -14,16 +17,16 @@ const Protocol = "hypercore/alpha"
 
 // Message types.
 const (
-	typeSync = iota
-	typeRequest
-	typeCancel
-	typeData
-	typeNoData
-	typeWant
-	typeUnwant
-	typeBitfield
-	typeRange
-	typeExtension
+	TypeSync = iota
+	TypeRequest
+	TypeCancel
+	TypeData
+	TypeNoData
+	TypeWant
+	TypeUnwant
+	TypeBitfield
+	TypeRange
+	TypeExtension
 )
 
 // Handshake opens a channel.
@@ -94,20 +97,10 @@ func (s Sync) Append(b []byte) []byte {
 	return compact.AppendUint(b, s.RemoteLength)
 }
 
-// parseUints takes numbers off b.
-func parseUints(b []byte, to ...*uint64) (rest []byte, err error) {
-	for _, p := range to {
-		if *p, b, err = compact.ParseUint(b); err != nil {
-			return nil, err
-		}
-	}
-	return b, nil
-}
-
 // ParseSync takes a sync off b.
 func ParseSync(b []byte) (s Sync, rest []byte, err error) {
 	var f uint64
-	rest, err = parseUints(b, &f, &s.Fork, &s.Length, &s.RemoteLength)
+	rest, err = compact.ParseUints(b, &f, &s.Fork, &s.Length, &s.RemoteLength)
 	s.CanUpgrade, s.Uploading, s.Downloading, s.HasManifest, s.AllowPush = f&1 != 0, f&2 != 0, f&4 != 0, f&8 != 0, f&16 != 0
 	return s, rest, err
 }
@@ -142,7 +135,7 @@ func (r *Request) Append(b []byte) []byte {
 // ParseRequest takes a request off b.
 func ParseRequest(b []byte) (r Request, rest []byte, err error) {
 	var f uint64
-	if rest, err = parseUints(b, &f, &r.ID, &r.Fork); err != nil {
+	if rest, err = compact.ParseUints(b, &f, &r.ID, &r.Fork); err != nil {
 		return Request{}, nil, err
 	}
 	if r.Request, rest, err = merkle.ParseRequest(f, rest); err != nil {
@@ -150,7 +143,7 @@ func ParseRequest(b []byte) (r Request, rest []byte, err error) {
 	}
 	r.Manifest = f&flagManifest != 0
 	if f&flagPriority != 0 {
-		rest, err = parseUints(rest, &r.Priority)
+		rest, err = compact.ParseUints(rest, &r.Priority)
 	}
 	return r, rest, err
 }
@@ -174,8 +167,8 @@ func (d *Data) Append(b []byte) []byte {
 	return b
 }
 
-// size is about how many bytes Append appends, not less.
-func (d *Data) size() int {
+// Size is about how many bytes Append appends, not less.
+func (d *Data) Size() int {
 	n := 64
 	nodes := func(list []merkle.Node) { n += 9 + 50*len(list) }
 	if p := d.Block; p != nil {
@@ -202,7 +195,7 @@ func (d *Data) size() int {
 // ParseData takes data off b. Block.Value aliases b.
 func ParseData(b []byte) (d Data, rest []byte, err error) {
 	var f uint64
-	if rest, err = parseUints(b, &f, &d.Request, &d.Fork); err != nil {
+	if rest, err = compact.ParseUints(b, &f, &d.Request, &d.Fork); err != nil {
 		return Data{}, nil, err
 	}
 	if d.Proof, rest, err = merkle.ParseProof(f, rest); err != nil {
@@ -235,12 +228,12 @@ func (n NoData) Append(b []byte) []byte {
 
 // ParseNoData takes a refusal off b; old peers send no flags.
 func ParseNoData(b []byte) (n NoData, rest []byte, err error) {
-	if rest, err = parseUints(b, &n.Request); err != nil || len(rest) == 0 {
+	if rest, err = compact.ParseUints(b, &n.Request); err != nil || len(rest) == 0 {
 		return n, rest, err
 	}
 	var f uint64
-	if rest, err = parseUints(rest, &f); err == nil && f&1 != 0 {
-		rest, err = parseUints(rest, &n.Reason)
+	if rest, err = compact.ParseUints(rest, &f); err == nil && f&1 != 0 {
+		rest, err = compact.ParseUints(rest, &n.Reason)
 	}
 	return n, rest, err
 }
@@ -263,11 +256,11 @@ func (w Want) Append(b []byte) []byte {
 
 // ParseWant takes a want off b.
 func ParseWant(b []byte) (w Want, rest []byte, err error) {
-	if rest, err = parseUints(b, &w.Start, &w.Length); err != nil || len(rest) == 0 {
+	if rest, err = compact.ParseUints(b, &w.Start, &w.Length); err != nil || len(rest) == 0 {
 		return w, rest, err
 	}
 	var f uint64
-	rest, err = parseUints(rest, &f)
+	rest, err = compact.ParseUints(rest, &f)
 	w.Any = f&1 != 0
 	return w, rest, err
 }
@@ -289,11 +282,11 @@ func (f Bitfield) Append(b []byte) []byte {
 
 // ParseBitfield takes a bitfield off b.
 func ParseBitfield(b []byte) (f Bitfield, rest []byte, err error) {
-	if rest, err = parseUints(b, &f.Start); err != nil {
+	if rest, err = compact.ParseUints(b, &f.Start); err != nil {
 		return f, nil, err
 	}
 	if f.Start%32 != 0 {
-		return f, nil, fmt.Errorf("replicate: bitfield starts at %d", f.Start)
+		return f, nil, fmt.Errorf("message: bitfield starts at %d", f.Start)
 	}
 	f.Words, rest, err = compact.ParseUint32Array(rest, maxWords)
 	return f, rest, err
@@ -319,12 +312,12 @@ func (r Range) Append(b []byte) []byte {
 // ParseRange takes a range off b.
 func ParseRange(b []byte) (r Range, rest []byte, err error) {
 	var f uint64
-	if rest, err = parseUints(b, &f, &r.Start); err != nil {
+	if rest, err = compact.ParseUints(b, &f, &r.Start); err != nil {
 		return r, nil, err
 	}
 	r.Drop, r.Length = f&1 != 0, 1
 	if f&2 == 0 {
-		rest, err = parseUints(rest, &r.Length)
+		rest, err = compact.ParseUints(rest, &r.Length)
 	}
 	if err == nil && r.Start > compact.MaxUint-r.Length {
 		err = compact.ErrRange
