@@ -287,7 +287,7 @@ func moreThan(m *memory, answer []byte, stock *message.Data) bool {
 	return err == nil
 }
 
-func newSeller(t *testing.T, cfg SellerConfig) *Seller {
+func newSeller(t testing.TB, cfg SellerConfig) *Seller {
 	t.Helper()
 	s, err := NewSeller(cfg)
 	if err != nil {
