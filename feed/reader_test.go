@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"math/rand/v2"
+	"sync"
 	"testing"
 
 	"dazaar-edge/feed/merkle"
@@ -77,6 +78,66 @@ func TestReader(t *testing.T) {
 		}
 		e.log.Close()
 	}
+}
+
+// TestReaderWhileDropping reads the oldest blocks, forwards and in leaps, while
+// appends drop them: each is right, or missing.
+func TestReaderWhileDropping(t *testing.T) {
+	e := newEnv(t, 1, 10*smallSegment)
+	e.open()
+	defer e.log.Close()
+	f, err := e.log.Rekey([32]byte{1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var mu sync.Mutex
+	var all [][]byte
+	rng := rand.New(rand.NewPCG(1, 2))
+	more := func(n int) {
+		mu.Lock() // so that what is committed is known
+		defer mu.Unlock()
+		all = append(all, e.fill(rng, n)...)
+	}
+	more(500)
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	for leap := range uint64(3) {
+		wg.Go(func() {
+			r := f.Reader()
+			defer r.Release()
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				first, n := f.Bounds()
+				for i := first; i < min(n, first+60*(1+leap)); i += 1 + leap {
+					data, _, err := r.Read(i, 0)
+					if now, _ := f.Bounds(); err != nil && (i >= now || !errors.Is(err, merkle.ErrMissing)) {
+						t.Errorf("block %d of [%d, %d), now from %d: %v", i, first, n, now, err)
+						return
+					}
+					if err != nil {
+						continue
+					}
+					data = bytes.Clone(data)
+					mu.Lock()
+					same := bytes.Equal(data, all[i])
+					mu.Unlock()
+					if !same {
+						t.Errorf("block %d is wrong", i)
+						return
+					}
+				}
+			}
+		})
+	}
+	for first, _ := f.Bounds(); first < 20000; first, _ = f.Bounds() {
+		more(200)
+	}
+	close(stop)
+	wg.Wait()
 }
 
 // fillSmall appends small blocks.

@@ -127,13 +127,14 @@ func TestRestoredCopy(t *testing.T) {
 	e.open()
 	rng := rand.New(rand.NewPCG(1, 1))
 	e.fill(rng, 10)
-	e.head(e.rekey(1))
+	at10 := e.head(e.rekey(1))
 	if err := e.log.Close(); err != nil {
 		t.Fatal(err)
 	}
 	old := e.disk.Clone()
 	e.open()
 	e.fill(rng, 10)
+	was := e.head(e.rekey(1))
 	if err := e.log.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -142,6 +143,16 @@ func TestRestoredCopy(t *testing.T) {
 	defer func() { e.log.Close() }()
 	if !e.log.Recovery().Clean || e.rekey(1).Settled(0, 0) {
 		t.Error("an old image signs without asking")
+	}
+	// A buyer that shows an older head, which is still true, does not settle it:
+	// a longer one was signed.
+	f := e.rekey(1)
+	if err := f.Settle(&at10, 0); err != nil {
+		t.Fatal(err)
+	}
+	e.fill(rng, 10)
+	if is := e.head(f); is.Fork == was.Fork {
+		t.Errorf("two heads of fork %d: %+v, %+v", is.Fork, was, is)
 	}
 }
 

@@ -3,11 +3,9 @@ package main
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"encoding/json"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -17,16 +15,11 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){
-		"edge": func() {
-			ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-			defer stop()
-			os.Exit(run(ctx, &program{os.Stdout, os.Stderr}, os.Args[1:]))
-		},
-	})
+	testscript.Main(m, map[string]func(){"edge": main})
 }
 
 // TestScripts runs the stories in testdata.
@@ -41,6 +34,7 @@ func TestScripts(t *testing.T) {
 			"start-edge":         startEdge,
 			"stop-edge":          stopEdge,
 			"complete":           complete,
+			"buy-unread":         buyUnread,
 		},
 	})
 }
@@ -136,6 +130,7 @@ func startEdge(ts *testscript.TestScript, _ bool, args []string) {
 	var line ready
 	ts.Check(json.Unmarshal(sc.Bytes(), &line))
 	ts.Setenv("KEY", line.Feeds[0].SellerKey)
+	ts.Setenv("KEY_IN_CAPITALS", strings.ToUpper(line.Feeds[0].SellerKey))
 	ts.Setenv("ADDRESS", line.Feeds[0].TCP)
 	started.Store(ts, r)
 }
@@ -150,6 +145,47 @@ func stopEdge(ts *testscript.TestScript, _ bool, _ []string) {
 	ts.Check(r.cmd.Process.Signal(syscall.SIGTERM))
 	if err := r.cmd.Wait(); err != nil {
 		ts.Fatalf("%v: %s", err, r.stderr.String())
+	}
+}
+
+// buy-unread ARGS... runs edge buy ARGS with a standard output that nobody reads,
+// and stops it when that is full: it must end, and say why it took its time.
+func buyUnread(ts *testscript.TestScript, _ bool, args []string) {
+	path, err := exec.LookPath("edge")
+	ts.Check(err)
+	r, w, err := os.Pipe()
+	ts.Check(err)
+	defer r.Close()
+	const size = 4096
+	_, err = unix.FcntlInt(r.Fd(), unix.F_SETPIPE_SZ, size)
+	ts.Check(err)
+	var stderr bytes.Buffer
+	cmd := exec.Command(path, append([]string{"buy"}, args...)...)
+	cmd.Args[0] = "edge"
+	cmd.Dir, cmd.Stdout, cmd.Stderr = ts.MkAbs("."), w, &stderr
+	ts.Check(cmd.Start())
+	w.Close()
+	ts.Defer(func() { cmd.Process.Kill(); cmd.Wait() })
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		n, err := unix.IoctlGetInt(int(r.Fd()), unix.TIOCINQ)
+		ts.Check(err)
+		if n == size {
+			break
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("%d bytes came: %s", n, stderr.String())
+		}
+	}
+	ts.Check(cmd.Process.Signal(syscall.SIGTERM))
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }()
+	select {
+	case err = <-done:
+	case <-time.After(2 * grace):
+		ts.Fatalf("it does not end")
+	}
+	if err == nil || !strings.Contains(stderr.String(), "somebody does not read its output") {
+		ts.Fatalf("%v: %s", err, stderr.String())
 	}
 }
 

@@ -79,6 +79,29 @@ func TestForks(t *testing.T) {
 	}
 }
 
+// TestReturnsLargeBlocks: what was lost is returned, though its blocks are larger
+// than any message of a buyer is otherwise.
+func TestReturnsLargeBlocks(t *testing.T) {
+	m := newMemory(1)
+	m.append(testBlocks(0, 12, 600_000)...)
+	in := newInbox()
+	b := newBuyer(t, m, in, func(c *BuyerConfig) { c.Store = newShelf() })
+	l := connect(t, sale{feed: m, buyer: b})
+	in.wait(func() bool { return len(in.blocks) == 12 })
+	l.close()
+	old := append([][]byte(nil), m.blocks...)
+	m.truncate(8)
+	m.append(testBlocks(900, 10, 70_000)...)
+	connect(t, sale{feed: m, buyer: b})
+	in.wait(func() bool { return in.head.Fork == 1 && len(in.blocks) == 18 })
+	same(t, in, m, 0)
+	for i := 8; i < 12; i++ {
+		if !bytes.Equal(m.lost[uint64(i)], old[i]) {
+			t.Errorf("block %d was not returned", i)
+		}
+	}
+}
+
 // TestForksTwice raises the fork again and again, with one buyer that is always
 // there and one that comes now and then.
 func TestForksTwice(t *testing.T) {

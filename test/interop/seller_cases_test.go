@@ -423,6 +423,50 @@ func TestPrunedFork(t *testing.T) {
 	s.check(got, first, 1)
 }
 
+// holed is a feed one of whose blocks is damaged.
+type holed struct {
+	replicate.Feed
+	replicate.Blocks
+	hole uint64
+}
+
+func (h *holed) Proof(req merkle.Request) (merkle.Proof, merkle.Head, error) {
+	if req.Block != nil && req.Block.Index == h.hole {
+		return merkle.Proof{}, merkle.Head{}, merkle.ErrMissing
+	}
+	return h.Feed.Proof(req)
+}
+
+func (h *holed) Read(i, levels uint64) ([]byte, []merkle.Node, error) {
+	if i == h.hole {
+		return nil, nil, merkle.ErrMissing
+	}
+	return h.Blocks.Read(i, levels)
+}
+
+// TestHole: a stock buyer that wants all gets all but a damaged block, goes on with
+// what is appended, and does not ask for it without end.
+func TestHole(t *testing.T) {
+	s := newShop(t, "", 1<<30)
+	s.fill(sizes(100, 64)...)
+	s.config = func(c *replicate.SellerConfig) {
+		h := &holed{c.Feed, c.Blocks, 7}
+		c.Feed, c.Blocks = h, h
+	}
+	k := s.rekey(1)
+	p := startPeer(t)
+	rest := `await s.until(() => { for (let i = a.length - 100; i < a.length; i++) if (i !== 7 && !s.c.core.bitfield.get(i)) return false; return true })`
+	p.do(follow+`s.c.download({ start: 0, end: -1 })
+	`+rest, s.args(k), nil)
+	s.fill(sizes(100, 64)...)
+	p.do(rest+`
+		if (s.errors.length) throw new Error(s.errors.join())
+	`, s.args(k), nil)
+	if st := s.seller(k).Stats(); st.NoData == 0 || st.NoData > 2*32 {
+		t.Errorf("%+v", st)
+	}
+}
+
 // liar is a feed that tells something else than it has.
 type liar struct {
 	*feed.Feed
