@@ -102,6 +102,48 @@ func TestReturnsLargeBlocks(t *testing.T) {
 	}
 }
 
+// full is an inbox that takes no block after a fork, until it has room again.
+type full struct{ *inbox }
+
+func (f full) Fork(fork, from uint64) error {
+	f.mu.Lock()
+	f.err = errors.New("no space left")
+	f.mu.Unlock()
+	return f.inbox.Fork(fork, from)
+}
+
+// TestForkAndNewBuyer: a buyer that is made anew over the same store, right after
+// it followed a fork and before the next block, begins a new part of its tail.
+func TestForkAndNewBuyer(t *testing.T) {
+	m := newMemory(1)
+	m.append(testBlocks(0, 92, 50)...)
+	in, store := newInbox(), newShelf()
+	b := newBuyer(t, m, full{in}, func(c *BuyerConfig) { c.Store = store })
+	l := connect(t, sale{feed: m, buyer: b})
+	in.wait(func() bool { return len(in.blocks) == 92 })
+	l.close()
+	m.truncate(73)
+	m.append(testBlocks(900, 40, 50)...)
+	l = connect(t, sale{feed: m, buyer: b})
+	l.wg.Wait()
+	if _, cursor := b.Head(); cursor != 73 || len(in.forks) != 1 {
+		t.Fatal(cursor, in.forks, l.errB)
+	}
+	in.err = nil
+	var kept Kept
+	if err := b.Checkpoint(func(k Kept) error { kept = k; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	l = connect(t, sale{feed: m, buyer: newBuyer(t, m, in, func(c *BuyerConfig) { c.Store, c.Kept = store, &kept })})
+	in.wait(func() bool { return len(in.blocks) == 113 })
+	same(t, in, m, 0)
+	for i, data := range m.blocks {
+		if got, err := store.Block(uint64(i)); err != nil || !bytes.Equal(got, data) {
+			t.Errorf("block %d is not kept", i)
+		}
+	}
+}
+
 // TestForksTwice raises the fork again and again, with one buyer that is always
 // there and one that comes now and then.
 func TestForksTwice(t *testing.T) {
