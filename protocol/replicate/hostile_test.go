@@ -1,10 +1,8 @@
 package replicate
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"net"
 	"slices"
 	"sync"
 	"testing"
@@ -13,7 +11,6 @@ import (
 	"dazaar-edge/feed/merkle"
 	"dazaar-edge/protocol/mux"
 	"dazaar-edge/protocol/replicate/message"
-	"dazaar-edge/protocol/secretstream"
 )
 
 // stranger is a peer of a seller that sends what the test likes and notes what it
@@ -82,47 +79,19 @@ func (s *stranger) wait(f func() bool) {
 }
 
 // meet connects a stranger to a seller of the feed, by TCP.
-func meet(t testing.TB, feed Feed, b Blocks, up *Uplink, rate float64, config func(*SellerConfig)) *stranger {
+func meet(t testing.TB, feed Feed, from Blocks, up *Uplink, rate float64, config func(*SellerConfig)) *stranger {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	rb, err := net.Dial("tcp", ln.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	ra, err := ln.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	type side struct {
-		c   *secretstream.Conn
-		err error
-	}
-	sells := make(chan side, 1)
-	go func() {
-		c, err := secretstream.Server(context.Background(), ra, secretstream.Config{Static: key(100)})
-		sells <- side{c, err}
-	}()
-	cb, err := secretstream.Client(context.Background(), rb, secretstream.Config{Static: key(101), MaxMessage: 4 << 20})
-	if err != nil {
-		t.Fatal(err)
-	}
-	a := <-sells
-	if a.err != nil {
-		t.Fatal(a.err)
-	}
+	a, b := streams(t)
 	share := up.Share(rate)
-	ma := mux.New(a.c, mux.Config{Window: share.Window(), Pace: share})
-	mb := mux.New(cb, mux.Config{})
-	s := &stranger{session: Session{Mux: mb, HandshakeHash: cb.HandshakeHash(), Initiator: true}, key: feed.Key(), sold: make(chan error, 1), got: map[uint64]int{}}
+	ma := mux.New(a, mux.Config{Window: share.Window(), Pace: share})
+	mb := mux.New(b, mux.Config{})
+	s := &stranger{session: Session{Mux: mb, HandshakeHash: b.HandshakeHash(), Initiator: true}, key: feed.Key(), sold: make(chan error, 1), got: map[uint64]int{}}
 	s.cond.L = &s.mu
+	var err error
 	if s.ch, err = s.session.open(s.key, s); err != nil {
 		t.Fatal(err)
 	}
-	cfg := SellerConfig{Session: Session{Mux: ma, HandshakeHash: a.c.HandshakeHash()}, Feed: feed, Blocks: b, Uplink: up, Log: testLog()}
+	cfg := SellerConfig{Session: Session{Mux: ma, HandshakeHash: a.HandshakeHash()}, Feed: feed, Blocks: from, Uplink: up, Log: testLog()}
 	if config != nil {
 		config(&cfg)
 	}

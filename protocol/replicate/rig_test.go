@@ -357,14 +357,9 @@ func testLog() *slog.Logger {
 	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 }
 
-// connect joins a feed and a buyer by TCP.
-func connect(t testing.TB, s sale) *link {
-	t.Helper()
-	return connectBy(t, s, func(s mux.Stream, _ bool) mux.Stream { return s })
-}
-
-// connectBy is connect with something between the streams and the channels.
-func connectBy(t testing.TB, s sale, wrap func(s mux.Stream, sells bool) mux.Stream) *link {
+// streams returns the two ends of a connection by TCP, the seller's and the
+// buyer's.
+func streams(t testing.TB) (sells, buys *secretstream.Conn) {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -379,19 +374,32 @@ func connectBy(t testing.TB, s sale, wrap func(s mux.Stream, sells bool) mux.Str
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &link{t: t, ended: make(chan error, 4)}
 	done := make(chan error, 1)
 	go func() {
 		var err error
-		l.a, err = secretstream.Server(context.Background(), ra, secretstream.Config{Static: key(100)})
+		sells, err = secretstream.Server(context.Background(), ra, secretstream.Config{Static: key(100)})
 		done <- err
 	}()
-	if l.b, err = secretstream.Client(context.Background(), rb, secretstream.Config{Static: key(101), MaxMessage: 2 << 20}); err != nil {
+	if buys, err = secretstream.Client(context.Background(), rb, secretstream.Config{Static: key(101), MaxMessage: 4 << 20}); err != nil {
 		t.Fatal(err)
 	}
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
+	return sells, buys
+}
+
+// connect joins a feed and a buyer by TCP.
+func connect(t testing.TB, s sale) *link {
+	t.Helper()
+	return connectBy(t, s, func(s mux.Stream, _ bool) mux.Stream { return s })
+}
+
+// connectBy is connect with something between the streams and the channels.
+func connectBy(t testing.TB, s sale, wrap func(s mux.Stream, sells bool) mux.Stream) *link {
+	t.Helper()
+	l := &link{t: t, ended: make(chan error, 4)}
+	l.a, l.b = streams(t)
 	up := s.up
 	if up == nil {
 		up = &Uplink{Coalesce: 1}
