@@ -136,6 +136,7 @@ func TestForkAndNewBuyer(t *testing.T) {
 	}
 	l = connect(t, sale{feed: m, buyer: newBuyer(t, m, in, func(c *BuyerConfig) { c.Store, c.Kept = store, &kept })})
 	in.wait(func() bool { return len(in.blocks) == 113 })
+	l.close()
 	same(t, in, m, 0)
 	for i, data := range m.blocks {
 		if got, err := store.Block(uint64(i)); err != nil || !bytes.Equal(got, data) {

@@ -10,9 +10,11 @@ import (
 	"maps"
 	"net"
 	"os"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"dazaar-edge/feed/merkle"
 	"dazaar-edge/protocol/mux"
@@ -271,8 +273,13 @@ func (b *inbox) Head(h merkle.Head) error {
 	return nil
 }
 
-// wait waits until f is true.
+// wait waits until f is true. If that takes a minute, it never will be.
 func (b *inbox) wait(f func() bool) {
+	timer := time.AfterFunc(time.Minute, func() {
+		debug.SetTraceback("all")
+		panic("nothing comes any more")
+	})
+	defer timer.Stop()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for !f() {
