@@ -16,16 +16,23 @@ const (
 	typeClose
 )
 
+// maxMerged is how large a frame may grow by what is queued.
+const maxMerged = 32 << 10
+
 // Batch is a frame under construction. Only a [Producer] gets one.
 type Batch struct {
-	buf     []byte // 00 00, then entries
-	ch      uint64 // of the last entry
-	n       int    // entries
-	first   int    // where the first entry's message begins
-	begin   int    // where the open entry's message begins
-	prefix  int    // length of the open entry's length field
-	from    uint64 // channel of the producer that is asked
-	begun   bool   // a message was begun at undo, behind one of channel undoCh
+	m       *Mux     // whose queue goes before what is produced; nil has none
+	ahead   [][]byte // frames that go before this one
+	size    int      // bytes in them
+	made    int      // bytes produced since a channel was asked
+	buf     []byte   // 00 00, then entries
+	ch      uint64   // of the last entry
+	n       int      // entries
+	first   int      // where the first entry's message begins
+	begin   int      // where the open entry's message begins
+	prefix  int      // length of the open entry's length field
+	from    uint64   // channel of the producer that is asked
+	begun   bool     // a message was begun at undo, behind one of channel undoCh
 	undo    int
 	undoCh  uint64
 	charged int
@@ -36,14 +43,55 @@ type Batch struct {
 }
 
 func (b *Batch) reset() {
-	*b = Batch{buf: b.buf[:0]}
+	*b = Batch{m: b.m, buf: b.buf[:0]}
 }
 
-// load takes what is in q.
+func (b *Batch) empty() bool { return b.n == 0 && len(b.ahead) == 0 }
+
+// load takes what is in q; b is empty.
 func (b *Batch) load(q *Batch) {
-	buf := append(b.buf[:0], q.buf...)
-	*b = *q
-	b.buf = buf
+	b.buf = append(b.buf[:0], q.buf...)
+	b.ch, b.n, b.first = q.ch, q.n, q.first
+}
+
+// merge appends what is in q.
+func (b *Batch) merge(q *Batch) {
+	if b.n == 0 {
+		b.load(q)
+		return
+	}
+	b.buf = append(append(b.buf, 0), q.buf[2:]...) // the channel of its entries is named first
+	b.ch = q.ch
+	b.n += q.n
+}
+
+// seal makes what there is a frame that goes before.
+func (b *Batch) seal() {
+	if b.n == 0 {
+		return
+	}
+	b.ahead = append(b.ahead, b.frame())
+	b.size += len(b.buf)
+	b.buf, b.n = nil, 0
+}
+
+// catchUp puts what was sent since the frame was begun before what comes next:
+// a handler that sends and then produces is heard in this order.
+func (b *Batch) catchUp() {
+	if b.m == nil || b.m.pending.Load() == 0 {
+		return
+	}
+	b.m.mu.Lock()
+	defer b.m.mu.Unlock()
+	for i := range b.m.queue {
+		q := &b.m.queue[i]
+		if len(b.buf)+len(q.buf) > maxMerged {
+			b.seal()
+		}
+		b.merge(q)
+	}
+	b.m.queue = b.m.queue[:0]
+	b.m.setQueued(0)
 }
 
 // open begins an entry of a message of about size bytes.
@@ -108,6 +156,7 @@ func (b *Batch) Begin(typ uint64, size int) []byte {
 	if b.begun {
 		b.buf, b.ch = b.buf[:b.undo], b.undoCh
 	}
+	b.catchUp()
 	b.begun, b.undo, b.undoCh = true, len(b.buf), b.ch
 	return b.open(b.from, typ, size)
 }
@@ -123,12 +172,13 @@ func (b *Batch) abandon() {
 // count against the upload cap.
 func (b *Batch) End(buf []byte, charged int) {
 	b.close(buf)
+	b.made += len(b.buf) - b.undo
 	b.begun = false
 	b.charged += charged
 }
 
 // Full tells that no further message shall be begun.
-func (b *Batch) Full() bool { return len(b.buf) >= frameTarget }
+func (b *Batch) Full() bool { return b.size+len(b.buf) >= frameTarget }
 
 // fewBytes on their way are small messages: they do not hold up one that is
 // larger than the window.
@@ -137,7 +187,7 @@ const fewBytes = 2 << 10
 // Fits tells whether a message of size bytes may be framed now: with what is on
 // its way it does not exceed the window, or next to nothing is on its way.
 func (b *Batch) Fits(size int) bool {
-	ok := b.window == 0 || b.backlog+len(b.buf)+size <= b.window || b.backlog < fewBytes && b.charged == 0
+	ok := b.window == 0 || b.backlog+b.size+len(b.buf)+size <= b.window || b.backlog < fewBytes && b.charged == 0
 	b.refused = !ok
 	return ok
 }

@@ -26,7 +26,8 @@
 // Bulk is not queued. When the transport can take more, the writing goroutine
 // asks the channels that have something, in turn, to [Producer.Produce] it.
 // [Channel.Send] is for small messages: they go into a queue with a cap, at which
-// a peer that does not read is cut off.
+// a peer that does not read is cut off. What was sent before something is produced
+// is before it on the wire.
 //
 // Source: specs/hypercore.md, section 8.
 package mux
@@ -35,6 +36,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"dazaar-edge/protocol/compact"
@@ -113,12 +115,14 @@ type Mux struct {
 	paired    []*Channel       // opened by both, Opened not yet called
 	early     int              // cost of the early messages
 	queue     []Batch          // small messages, in frames
-	queued    int              // bytes in them
+	queued    int              // bytes in them; also in pending
 	hold      time.Time        // producers are not asked before
 	level     uint64           // bytes produced by whose turn it was last
 	limits    map[*Channel]int // what channels asked of SetMaxMessage
 	err       error            // why it ended
 	finishing bool             // it ends when the queue is written
+
+	pending atomic.Int64
 
 	calls sync.Mutex // held while a handler is called
 }
@@ -236,9 +240,15 @@ func (m *Mux) send(ch, typ uint64, payload []byte) error {
 	q := &m.queue[len(m.queue)-1]
 	before := len(q.buf)
 	q.close(append(q.open(ch, typ, len(payload)), payload...))
-	m.queued += len(q.buf) - before
+	m.setQueued(m.queued + len(q.buf) - before)
 	m.signal()
 	return nil
+}
+
+// setQueued notes how many bytes are queued. mu is held.
+func (m *Mux) setQueued(n int) {
+	m.queued = n
+	m.pending.Store(int64(n))
 }
 
 func (m *Mux) read() error {

@@ -32,7 +32,7 @@ const maxGather = 300 * time.Microsecond
 const keptBuffer = 512
 
 func (m *Mux) write() error {
-	w := &writer{m: m, timer: time.NewTimer(time.Hour)}
+	w := &writer{m: m, b: Batch{m: m}, timer: time.NewTimer(time.Hour)}
 	defer w.timer.Stop()
 	for {
 		if err := m.open(); err != nil {
@@ -90,28 +90,27 @@ func (w *writer) round() (time.Time, error) {
 		// The first frame of the queue; producers may add to it.
 		q := m.queue[0]
 		w.b.load(&q)
-		m.queued -= len(q.buf)
+		m.setQueued(m.queued - len(q.buf))
 		copy(m.queue, m.queue[1:])
 		m.queue[n-1], m.queue = q, m.queue[:n-1]
 	}
 	now := time.Now()
-	hold, finishing := m.hold, m.finishing
+	hold, finishing, more := m.hold, m.finishing, len(m.queue) > 0
 	m.mu.Unlock()
-	if finishing && w.b.n == 0 {
+	if finishing && w.b.empty() {
 		return time.Time{}, w.finish()
 	}
 	var next time.Time
 	full := false
 	switch {
-	case finishing:
-	case w.b.Full():
+	case finishing, more, w.b.Full():
 	case hold.After(now):
 		next = hold
 	default:
 		w.measure()
 		next, full = w.produce(now)
 	}
-	if w.b.n == 0 {
+	if w.b.empty() {
 		if full && !w.fresh {
 			w.ask = true
 			return now, nil
@@ -129,11 +128,19 @@ func (w *writer) round() (time.Time, error) {
 		return next, nil
 	}
 	w.tries, w.since = 0, time.Time{}
-	frame := w.b.frame()
-	if err := m.stream.WriteMessage(frame); err != nil {
-		return time.Time{}, err
+	for _, frame := range w.b.ahead {
+		if err := m.stream.WriteMessage(frame); err != nil {
+			return time.Time{}, err
+		}
+		w.sent += len(frame)
 	}
-	w.sent += len(frame)
+	if w.b.n > 0 {
+		frame := w.b.frame()
+		if err := m.stream.WriteMessage(frame); err != nil {
+			return time.Time{}, err
+		}
+		w.sent += len(frame)
+	}
 	if w.b.charged > 0 && m.cfg.Pace != nil {
 		t := m.cfg.Pace.Spend(w.b.charged)
 		m.mu.Lock()
@@ -204,17 +211,16 @@ func (w *writer) produce(now time.Time) (next time.Time, full bool) {
 		if c == nil {
 			return at, full
 		}
-		n, size := w.b.n, len(w.b.buf)
-		w.b.from, w.b.refused = c.local, false
+		w.b.from, w.b.refused, w.b.made = c.local, false, 0
 		t := c.producer.Produce(&w.b)
 		w.b.abandon()
 		m.mu.Lock()
-		if w.b.n > n || w.b.refused {
+		if w.b.made > 0 || w.b.refused {
 			c.ready = true // it may have more
 		} else {
 			c.next = t
 		}
-		c.spent += uint64(len(w.b.buf) - size)
+		c.spent += uint64(w.b.made)
 		m.mu.Unlock()
 		if w.b.Full() || time.Since(now) > maxGather {
 			return now, full // the other side has something to do meanwhile
