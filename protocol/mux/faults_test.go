@@ -344,15 +344,15 @@ func TestShares(t *testing.T) {
 	sa, sb := streams(8)
 	a, b := run(t, New(sa, Config{})), run(t, New(sb, takeAll))
 	var bytes [2]int
-	done := make(chan struct{})
-	var once sync.Once
+	done := make(chan [2]int, 1)
 	var wake []*Channel
 	for i, size := range []int{1 << 20, 1000} {
 		p := &producer{recorder: newRecorder(), total: 1 << 30, size: size}
 		r := newRecorder()
 		r.message = func(_ uint64, m []byte) error {
 			if bytes[i] += len(m); bytes[0]+bytes[1] > 100<<20 {
-				once.Do(func() { close(done) })
+				done <- bytes
+				return errors.New("enough")
 			}
 			return nil
 		}
@@ -363,10 +363,9 @@ func TestShares(t *testing.T) {
 	for _, c := range wake {
 		c.Wake()
 	}
-	<-done
-	a.Close()
-	if s := float64(bytes[1]) / float64(bytes[0]+bytes[1]); s < 0.4 || s > 0.6 {
-		t.Errorf("%d bytes in large messages, %d in small ones", bytes[0], bytes[1])
+	got := <-done
+	if s := float64(got[1]) / float64(got[0]+got[1]); s < 0.4 || s > 0.6 {
+		t.Errorf("%d bytes in large messages, %d in small ones", got[0], got[1])
 	}
 }
 
