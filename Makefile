@@ -40,6 +40,7 @@ bench-compare:
 lint:
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo 'gofmt: the files above'; exit 1; }
 	$(GO) vet ./...
+	GOOS=linux GOARCH=arm GOARM=6 $(GO) vet ./...
 	$(GO) vet -tags interop ./test/interop
 	$(GO) test ./test/layers
 

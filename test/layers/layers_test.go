@@ -37,6 +37,8 @@ var allowed = map[string][]string{
 	"feed":                   {"feed/merkle", "feed/nodes", "feed/block", "storage", "storage/durable", "protocol/compact"},
 	"feed/sales":             {"feed", "storage", "storage/db"},
 	"feed/feedtest":          {"feed"},
+	"payment/meter":          {},
+	"payment/bolt11":         {},
 	"storage/...":            {"storage/durable"},
 	"storage":                {"storage/durable", "storage/page", "storage/marks"},
 	"storage/marks":          {"storage/durable", "storage/page"},
@@ -53,16 +55,17 @@ var allowed = map[string][]string{
 // dependencies are the modules that may be required directly, each with the
 // packages that may import it. docs/dependencies.md justifies each.
 var dependencies = map[string][]string{
-	"github.com/goccy/go-yaml":        {"configs"},
-	"go.etcd.io/bbolt":                {"storage/db"},
-	"github.com/flynn/noise":          {"protocol/noise"},
-	"filippo.io/edwards25519":         {"protocol/noise"},
-	"golang.org/x/crypto":             {"feed/merkle", "storage/vault", "protocol/secretstream", "protocol/replicate/message"},
-	"golang.org/x/sys":                {"storage/durable", "storage/vault", "sensors", "sensors/host", "protocol/secretstream"},
-	"periph.io/x/conn/v3":             {"sensors/bme280", "cmd/edge"},
-	"periph.io/x/devices/v3":          {"sensors/bme280"},
-	"periph.io/x/host/v3":             {"sensors/bme280"},
-	"github.com/rogpeppe/go-internal": {}, // tests only
+	"github.com/goccy/go-yaml":                  {"configs"},
+	"go.etcd.io/bbolt":                          {"storage/db"},
+	"github.com/flynn/noise":                    {"protocol/noise"},
+	"filippo.io/edwards25519":                   {"protocol/noise"},
+	"github.com/decred/dcrd/dcrec/secp256k1/v4": {"payment/bolt11"},
+	"golang.org/x/crypto":                       {"feed/merkle", "storage/vault", "protocol/secretstream", "protocol/replicate/message"},
+	"golang.org/x/sys":                          {"storage/durable", "storage/vault", "sensors", "sensors/host", "protocol/secretstream"},
+	"periph.io/x/conn/v3":                       {"sensors/bme280", "cmd/edge"},
+	"periph.io/x/devices/v3":                    {"sensors/bme280"},
+	"periph.io/x/host/v3":                       {"sensors/bme280"},
+	"github.com/rogpeppe/go-internal":           {}, // tests only
 }
 
 type pkg struct {
