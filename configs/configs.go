@@ -147,12 +147,7 @@ func Load(file string) (*Config, error) {
 func Parse(file string, b []byte) (*Config, error) {
 	r := &reader{file: file}
 	var in raw
-	tree, err := parser.ParseBytes(b, 0)
-	if err == nil {
-		r.tree = tree
-		err = yaml.UnmarshalWithOptions(b, &in, yaml.Strict())
-	}
-	if err != nil {
+	if err := r.decode(b, &in); err != nil {
 		return nil, r.syntax(err)
 	}
 	c := r.config(&in)
@@ -167,6 +162,19 @@ type reader struct {
 	file string
 	tree *ast.File
 	errs []error
+}
+
+// decode reads the file. The YAML library panics at some of what is no YAML.
+func (r *reader) decode(b []byte, in *raw) (err error) {
+	defer func() {
+		if recover() != nil {
+			err = errors.New("it is not YAML: perhaps a \"!\", \"&\" or \"*\" with nothing behind it; quote text that has them")
+		}
+	}()
+	if r.tree, err = parser.ParseBytes(b, 0); err != nil {
+		return err
+	}
+	return yaml.UnmarshalWithOptions(b, in, yaml.Strict())
 }
 
 // syntax turns an error of the YAML library into ours.
