@@ -44,11 +44,14 @@ lint:
 	$(GO) vet -tags interop ./test/interop
 	$(GO) test ./test/layers
 
+# Before 1.27 the Go tool may fail when the time is up, "context deadline exceeded",
+# with nothing found (golang.org/issue/75804): that is no failure of the target.
 fuzz:
 	@set -e; for pkg in $$($(GO) list ./...); do \
 	  for f in $$($(GO) test $$pkg -list '^Fuzz' | grep '^Fuzz'); do \
 	    echo "$$pkg $$f"; \
-	    out=$$($(GO) test $$pkg -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x 2>&1) || { echo "$$out"; exit 1; }; \
+	    out=$$($(GO) test $$pkg -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x 2>&1) || \
+	      { echo "$$out" | grep -q 'context deadline exceeded' && ! echo "$$out" | grep -q 'Failing input'; } || { echo "$$out"; exit 1; }; \
 	    echo "$$out" | tail -n 1; \
 	  done; done
 
