@@ -20,7 +20,7 @@ const (
 	// MaxRanges is how many ranges of delivered blocks are remembered.
 	MaxRanges = 256
 	// MaxLots is how many prices may have credit at once.
-	MaxLots = 8
+	MaxLots = 64
 )
 
 // ErrLots says that credit of too many prices is left.
@@ -62,6 +62,13 @@ type State struct {
 	// Paid is how many bytes were sent and paid for, Again how many were sent
 	// once more for nothing.
 	Paid, Again uint64
+}
+
+// Clone returns a copy that shares nothing with s.
+func (s *State) Clone() State {
+	c := *s
+	c.Lots, c.Delivered = slices.Clone(s.Lots), slices.Clone(s.Delivered)
+	return c
 }
 
 // Credit adds a payment at a price. Nothing is added if it fails.

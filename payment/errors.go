@@ -1,0 +1,11 @@
+package payment
+
+import "errors"
+
+// Errors of a [Gateway].
+var (
+	// ErrUnpayable says that invoices could not be paid now.
+	ErrUnpayable = errors.New("payment: cannot be paid now")
+	// ErrUnknown says that the wallet has no such invoice.
+	ErrUnknown = errors.New("payment: no such invoice")
+)

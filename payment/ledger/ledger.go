@@ -1,0 +1,291 @@
+// Package ledger keeps what was asked for, what was paid, and what each sale has
+// left.
+//
+// # Records
+//
+// In the bucket "invoices", by payment hash, a [Row] as JSON. In "meter/OFFER", by
+// the buyer's key: LE64 number of the record, then the meter's state. In "cursors",
+// by the gateway's name, how far its events were taken.
+//
+// A payment is credited in one transaction with its row and the cursor: once,
+// however often it is told of.
+//
+// Source: specs/lightning.md, S1 to S17.
+package ledger
+
+import (
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"dazaar-edge/payment/meter"
+	"dazaar-edge/storage/db"
+)
+
+// Errors that callers tell apart.
+var (
+	// ErrUnknown says that a hash is not of an invoice of ours.
+	ErrUnknown = errors.New("ledger: no invoice of ours has this hash")
+	// ErrDuplicate says that there is an invoice with this hash already.
+	ErrDuplicate = errors.New("ledger: there is an invoice with this hash")
+	// ErrCorrupt says that a record is not as it was written.
+	ErrCorrupt = errors.New("ledger: damaged")
+)
+
+// State is how a row stands.
+type State string
+
+// States of a row. A row that expired may still be paid.
+const (
+	Open    State = "open"
+	Settled State = "settled"
+	Expired State = "expired"
+)
+
+// Hex is 32 bytes that are hex in JSON.
+type Hex [32]byte
+
+// MarshalText implements [encoding.TextMarshaler].
+func (h Hex) MarshalText() ([]byte, error) { return hex.AppendEncode(nil, h[:]), nil }
+
+// UnmarshalText implements [encoding.TextUnmarshaler].
+func (h *Hex) UnmarshalText(b []byte) error {
+	if hex.DecodedLen(len(b)) != len(h) {
+		return fmt.Errorf("%d hex digits", len(b))
+	}
+	_, err := hex.Decode(h[:], b)
+	return err
+}
+
+// Row is an invoice. What is bought for how much is that of the day it was made.
+type Row struct {
+	Hash    Hex         `json:"hash"`
+	Gateway string      `json:"gateway"`
+	Offer   string      `json:"offer"`
+	Buyer   Hex         `json:"buyer"`
+	Request string      `json:"request"` // BOLT 11
+	Msat    uint64      `json:"msat,string"`
+	Price   meter.Price `json:"price"`
+	Card    uint64      `json:"card"` // version
+	Terms   *Hex        `json:"terms"`
+	Made    time.Time   `json:"made"`
+	Expires time.Time   `json:"expires"`
+	State   State       `json:"state"`
+	// Paid is what came, and SettledAt when this side saw it.
+	Paid      uint64     `json:"paid,string,omitempty"`
+	SettledAt *time.Time `json:"settledAt,omitempty"`
+}
+
+const (
+	rows    = "invoices"
+	cursors = "cursors"
+)
+
+func meters(offer string) string { return "meter/" + offer }
+
+// Ledger is the books of a device. All methods are safe for concurrent use.
+type Ledger struct {
+	db *db.DB
+
+	mu    sync.Mutex // held while a transaction runs, and then what it changed is
+	sales map[saleKey]*Sale
+}
+
+type saleKey struct {
+	offer string
+	buyer [32]byte
+}
+
+// New returns the books in a database.
+func New(d *db.DB) *Ledger { return &Ledger{db: d, sales: map[saleKey]*Sale{}} }
+
+func getRow(tx *db.Tx, hash []byte) (r Row, ok bool, err error) {
+	b, err := tx.Get(rows, hash)
+	if err != nil || b == nil {
+		return r, false, err
+	}
+	if r, err = parseRow(b); err != nil {
+		return r, false, fmt.Errorf("invoice %x: %w", hash, err)
+	}
+	return r, true, nil
+}
+
+func parseRow(b []byte) (r Row, err error) {
+	if err := json.Unmarshal(b, &r); err != nil {
+		return Row{}, fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	if err := r.Price.Check(); err != nil {
+		return Row{}, fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	return r, nil
+}
+
+func putRow(tx *db.Tx, r *Row) error {
+	b, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	return tx.Put(rows, r.Hash[:], b)
+}
+
+// Issue notes an invoice before the buyer hears of it.
+func (l *Ledger) Issue(r Row) error {
+	if err := r.Price.Check(); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r.State, r.Paid, r.SettledAt = Open, 0, nil
+	return l.db.Update(func(tx *db.Tx) error {
+		s, err := l.sale(tx, r.Offer, r.Buyer)
+		if err != nil {
+			return err
+		}
+		if s.lots() >= meter.MaxLots/2 { // what is still open finds room, too
+			return fmt.Errorf("%w: buyer %x", meter.ErrLots, r.Buyer[:4])
+		}
+		if b, err := tx.Get(rows, r.Hash[:]); err != nil || b != nil {
+			return errors.Join(err, fmt.Errorf("%w: %x", ErrDuplicate, r.Hash))
+		}
+		return putRow(tx, &r)
+	})
+}
+
+// Row returns an invoice. The error wraps [ErrUnknown] if it is none of ours.
+func (l *Ledger) Row(hash [32]byte) (r Row, err error) {
+	err = l.db.View(func(tx *db.Tx) error {
+		var ok bool
+		if r, ok, err = getRow(tx, hash[:]); err == nil && !ok {
+			err = fmt.Errorf("%w: %x", ErrUnknown, hash)
+		}
+		return err
+	})
+	return r, err
+}
+
+// Rows calls f for each invoice, in order of the hashes, until it returns false. A
+// damaged one is passed with its error.
+func (l *Ledger) Rows(f func(r Row, err error) bool) error {
+	return l.db.View(func(tx *db.Tx) error {
+		tx.Each(rows, func(_, value []byte, err error) bool {
+			var r Row
+			if err == nil {
+				r, err = parseRow(value)
+			}
+			return f(r, err)
+		})
+		return nil
+	})
+}
+
+// Expire notes that nothing came for an invoice.
+func (l *Ledger) Expire(hash [32]byte) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.db.Update(func(tx *db.Tx) error {
+		r, ok, err := getRow(tx, hash[:])
+		if err != nil || !ok || r.State != Open {
+			return err
+		}
+		r.State = Expired
+		return putRow(tx, &r)
+	})
+}
+
+// Payment is what a gateway said was settled.
+type Payment struct {
+	Hash [32]byte
+	Msat uint64 // what came, which may not be what was asked for
+	At   time.Time
+	// Gateway and Cursor are whose event this was and how far they were taken with
+	// it; an empty Cursor moves nothing.
+	Gateway, Cursor string
+}
+
+// Settle credits a payment to the sale that it was for, once. It tells whether it
+// did: if not, it had been credited before. The cursor moves in either case, also
+// when the error wraps [ErrUnknown] because the hash is none of ours: other programs
+// may be paid by the same wallet.
+func (l *Ledger) Settle(p Payment) (r Row, credited bool, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var s *Sale
+	var after record
+	unknown := false
+	err = l.db.Update(func(tx *db.Tx) error {
+		s, credited, unknown = nil, false, false
+		if p.Cursor != "" {
+			if err := tx.Put(cursors, []byte(p.Gateway), []byte(p.Cursor)); err != nil {
+				return err
+			}
+		}
+		var ok bool
+		if r, ok, err = getRow(tx, p.Hash[:]); err != nil {
+			return err
+		} else if !ok {
+			unknown = true
+			return nil
+		}
+		if r.State == Settled {
+			return nil
+		}
+		at := p.At
+		r.State, r.Paid, r.SettledAt = Settled, p.Msat, &at
+		if err := putRow(tx, &r); err != nil {
+			return err
+		}
+		if s, err = l.sale(tx, r.Offer, r.Buyer); err != nil {
+			return err
+		}
+		after = s.next()
+		if err := after.state.Credit(r.Price, p.Msat); err != nil {
+			return err
+		}
+		credited = true
+		return tx.Put(meters(r.Offer), r.Buyer[:], after.encode())
+	})
+	switch {
+	case err != nil:
+		return Row{}, false, err
+	case unknown:
+		return Row{}, false, fmt.Errorf("%w: %x", ErrUnknown, p.Hash)
+	case credited:
+		s.saved(after, r.Price, p.Msat)
+	}
+	return r, credited, nil
+}
+
+// Cursor returns how far a gateway's events were taken.
+func (l *Ledger) Cursor(gateway string) (cursor string, err error) {
+	err = l.db.View(func(tx *db.Tx) error {
+		b, err := tx.Get(cursors, []byte(gateway))
+		cursor = string(b)
+		return err
+	})
+	return cursor, err
+}
+
+// record is a sale's meter as it is kept.
+type record struct {
+	number uint64
+	state  meter.State
+}
+
+func (r *record) encode() []byte {
+	return r.state.Append(binary.LittleEndian.AppendUint64(nil, r.number))
+}
+
+func parseRecord(b []byte) (r record, err error) {
+	if len(b) < 8 {
+		return r, fmt.Errorf("%w: meter of %d bytes", ErrCorrupt, len(b))
+	}
+	r.number = binary.LittleEndian.Uint64(b)
+	if r.state, err = meter.Parse(b[8:]); err != nil {
+		err = fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	return r, err
+}

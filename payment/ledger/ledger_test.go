@@ -1,0 +1,328 @@
+package ledger
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"dazaar-edge/payment/meter"
+	"dazaar-edge/storage/db"
+)
+
+func openDB(t testing.TB) *db.DB {
+	t.Helper()
+	d, err := db.Open(filepath.Join(t.TempDir(), "edge.db"), 64<<20, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	return d
+}
+
+func hash(n int) (h Hex) {
+	binary.LittleEndian.PutUint64(h[:], uint64(n))
+	return h
+}
+
+// perReading costs 1 msat a reading.
+var perReading = meter.Price{Unit: meter.Readings, Interval: 1, Amount: 1, History: 1}
+
+func row(n int, buyer byte, msat uint64) Row {
+	return Row{
+		Hash: hash(n), Gateway: "test", Offer: "air", Buyer: Hex{buyer}, Request: fmt.Sprint("lnbcrt", n), Msat: msat, Price: perReading,
+		Made: time.Unix(1e9, 0).UTC(), Expires: time.Unix(1e9+600, 0).UTC(),
+	}
+}
+
+// TestSettle credits what came, once, to whom it was for, whatever was asked for
+// and however often it is told.
+func TestSettle(t *testing.T) {
+	d := openDB(t)
+	l := New(d)
+	for i, r := range []Row{row(1, 1, 100), row(2, 1, 200), row(3, 2, 300)} {
+		if err := l.Issue(r); err != nil {
+			t.Fatal(i, err)
+		}
+	}
+	if err := l.Issue(row(2, 9, 1)); !errors.Is(err, ErrDuplicate) {
+		t.Error(err)
+	}
+	if err := l.Expire(hash(2)); err != nil {
+		t.Fatal(err)
+	}
+	at := time.Unix(1e9+700, 0).UTC()
+	settle := func(n int, msat uint64, cursor string) (bool, error) {
+		_, credited, err := l.Settle(Payment{Hash: hash(n), Msat: msat, At: at, Gateway: "test", Cursor: cursor})
+		return credited, err
+	}
+	for _, c := range []struct {
+		n        int
+		msat     uint64
+		credited bool
+		err      error
+	}{
+		{1, 100, true, nil}, {1, 100, false, nil}, {1, 5000, false, nil},
+		{2, 350, true, nil}, // late, and more than was asked for
+		{3, 299, true, nil}, {77, 1, false, ErrUnknown},
+	} {
+		if credited, err := settle(c.n, c.msat, fmt.Sprint("at ", c.n)); credited != c.credited || !errors.Is(err, c.err) {
+			t.Errorf("invoice %d: %v, %v", c.n, credited, err)
+		}
+		if cursor, err := l.Cursor("test"); err != nil || cursor != fmt.Sprint("at ", c.n) {
+			t.Errorf("cursor %q, %v", cursor, err)
+		}
+	}
+	if err := l.Expire(hash(1)); err != nil { // too late
+		t.Fatal(err)
+	}
+	l = New(d) // all of it is durable
+	for buyer, want := range map[byte]uint64{1: 450, 2: 299, 3: 0} {
+		s, err := l.Sale("air", [32]byte{buyer})
+		if err != nil {
+			t.Fatal(err)
+		}
+		st := s.State()
+		if got := units(&st); got != want {
+			t.Errorf("buyer %d has %d, want %d", buyer, got, want)
+		}
+		s.Close()
+	}
+	if other, err := l.Sale("water", [32]byte{1}); err != nil || len(other.State().Lots) > 0 {
+		t.Error("credit of one offer is another's", err)
+	}
+	r, err := l.Row(hash(2))
+	want := row(2, 1, 200)
+	want.State, want.Paid, want.SettledAt = Settled, 350, &at
+	if err != nil || fmt.Sprintf("%+v", r.SettledAt) != fmt.Sprintf("%+v", want.SettledAt) || r.Paid != 350 || r.State != Settled || r.Price != perReading || r.Msat != 200 {
+		t.Errorf("%+v, %v", r, err)
+	}
+	n := 0
+	if err := l.Rows(func(r Row, err error) bool { n++; return err == nil && r.State == Settled }); err != nil || n != 3 {
+		t.Error(n, err)
+	}
+	if _, err := l.Row(hash(4)); !errors.Is(err, ErrUnknown) {
+		t.Error(err)
+	}
+}
+
+func units(s *meter.State) (n uint64) {
+	for _, l := range s.Lots {
+		n += l.Units()
+	}
+	return n
+}
+
+// TestCrashes: payments, told of twice and late, blocks and checkpoints at random,
+// with crashes at any moment. In the end each buyer got exactly what it paid for,
+// and what was sent since the last checkpoint before each crash once more: not a
+// unit is lost or doubled.
+func TestCrashes(t *testing.T) {
+	for seed := range uint64(20) {
+		rng := rand.New(rand.NewPCG(seed, 1))
+		d := openDB(t)
+		l := New(d)
+		const buyers = 4
+		var paid, got, again, since [buyers]uint64
+		var open [buyers]*Sale
+		var issued []Row
+		next := uint64(0)
+		use := func(b int) *Sale {
+			if open[b] == nil {
+				s, err := l.Sale("air", [32]byte{byte(b)})
+				if err != nil {
+					t.Fatal(err)
+				}
+				open[b] = s
+			}
+			return open[b]
+		}
+		for range 400 {
+			b := rng.IntN(buyers)
+			switch rng.IntN(12) {
+			case 0:
+				r := row(len(issued)+1, byte(b), 1+rng.Uint64N(1000))
+				if err := l.Issue(r); err != nil {
+					t.Fatal(err)
+				}
+				issued = append(issued, r)
+			case 1, 2:
+				if len(issued) == 0 {
+					continue
+				}
+				r := issued[rng.IntN(len(issued))]
+				_, credited, err := l.Settle(Payment{Hash: r.Hash, Msat: r.Msat, At: time.Unix(2e9, 0)})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if credited {
+					paid[r.Buyer[0]] += r.Msat
+					since[r.Buyer[0]] = 0 // it is a checkpoint, too
+				}
+			case 3:
+				if err := use(b).Checkpoint(); err != nil {
+					t.Fatal(err)
+				}
+				since[b] = 0
+			case 4:
+				if open[b] != nil {
+					if err := open[b].Close(); err != nil {
+						t.Fatal(err)
+					}
+					open[b], since[b] = nil, 0
+				}
+			case 5: // the process is gone, with all that was in memory
+				l, open = New(d), [buyers]*Sale{}
+				for b := range since {
+					again[b] += since[b]
+				}
+				since = [buyers]uint64{}
+			default:
+				n := rng.Uint64N(60)
+				next++ // no block comes twice, so none is free
+				if use(b).Admit(next, meter.Weight{Readings: n, Bytes: 10 * n}) {
+					got[b] += n
+					since[b] += n
+				}
+			}
+		}
+		for b := range buyers {
+			for next++; use(b).Admit(next, meter.Weight{Readings: 1, Bytes: 10}); next++ {
+				got[b]++
+			}
+			if got[b] != paid[b]+again[b] {
+				t.Errorf("seed %d: buyer %d paid %d, and got %d; %d were sent since checkpoints before crashes", seed, b, paid[b], got[b], again[b])
+			}
+		}
+	}
+}
+
+// TestParallel: blocks pass while payments come and checkpoints are written.
+func TestParallel(t *testing.T) {
+	l := New(openDB(t))
+	s, err := l.Sale("air", [32]byte{1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 50 {
+		if err := l.Issue(row(i+1, 1, 1000)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var wg sync.WaitGroup
+	done := make(chan struct{})
+	wg.Go(func() {
+		defer close(done)
+		for i := range 50 {
+			for range 2 { // twice, as from a list and a stream
+				if _, _, err := l.Settle(Payment{Hash: hash(i + 1), Msat: 1000}); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+	})
+	wg.Go(func() {
+		for {
+			select {
+			case <-done:
+				return
+			default:
+				if err := s.Checkpoint(); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+	})
+	got := uint64(0)
+	for i := uint64(0); ; i++ {
+		if s.Admit(i, meter.Weight{Readings: 1, Bytes: 1}) {
+			got++
+			continue
+		}
+		select {
+		case <-done:
+		default:
+			continue
+		}
+		if !s.Admit(i, meter.Weight{Readings: 1, Bytes: 1}) {
+			break
+		}
+		got++
+	}
+	wg.Wait()
+	if got != 50_000 {
+		t.Errorf("%d units of 50,000", got)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	again, err := l.Sale("air", [32]byte{1})
+	if err != nil || len(again.State().Lots) > 0 {
+		t.Error("credit is left over", err)
+	}
+}
+
+// TestTooManyPrices: no invoice is made when credit of many prices is unspent.
+func TestTooManyPrices(t *testing.T) {
+	l := New(openDB(t))
+	for i := range 100 {
+		r := row(i+1, 1, 10)
+		r.Price.Amount += uint64(i)
+		if err := l.Issue(r); errors.Is(err, meter.ErrLots) {
+			if i < meter.MaxLots/2 {
+				t.Errorf("after %d prices", i)
+			}
+			return
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		if _, credited, err := l.Settle(Payment{Hash: r.Hash, Msat: 10}); err != nil || !credited {
+			t.Fatal(err)
+		}
+	}
+	t.Error("100 prices have credit")
+}
+
+// TestChange is durable at once, or not at all.
+func TestChange(t *testing.T) {
+	d := openDB(t)
+	s, err := New(d).Sale("air", [32]byte{1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	trial := meter.Trial{From: 7, Span: 60_000, Bytes: 64 << 10}
+	if err := s.Change(func(m *meter.State) { m.Trial = trial; m.Start = 9 }); err != nil {
+		t.Fatal(err)
+	}
+	again, err := New(d).Sale("air", [32]byte{1})
+	if st := again.State(); err != nil || st.Trial != trial || st.Start != 9 {
+		t.Errorf("%+v, %v", st, err)
+	}
+	d.Close()
+	if err := s.Change(func(m *meter.State) { m.Trial = meter.Trial{} }); err == nil || s.State().Trial != trial {
+		t.Error("it was changed, and is not durable")
+	}
+}
+
+// FuzzRecords reads any bytes as a row and as a meter.
+func FuzzRecords(f *testing.F) {
+	r := record{number: 3}
+	r.state.Credit(perReading, 10) //nolint:errcheck // it is a price
+	f.Add(r.encode())
+	f.Add([]byte(`{"hash":"00","price":{"Unit":1,"Interval":1,"Amount":1}}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if r, err := parseRecord(b); err == nil {
+			if again, err := parseRecord(r.encode()); err != nil || again.number != r.number || !slices.Equal(again.state.Lots, r.state.Lots) {
+				t.Errorf("%+v comes back as %+v, %v", r, again, err)
+			}
+		}
+		if r, err := parseRow(b); err == nil && r.Price.Check() != nil {
+			t.Error("an impossible price is read")
+		}
+	})
+}
