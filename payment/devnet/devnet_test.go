@@ -1,0 +1,125 @@
+package devnet
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"dazaar-edge/payment"
+	"dazaar-edge/payment/gatewaytest"
+	"dazaar-edge/storage/durable"
+)
+
+func open(t *testing.T, dir string) *Node {
+	t.Helper()
+	n, err := Open(durable.OS(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func TestGateway(t *testing.T) {
+	n := open(t, t.TempDir())
+	gatewaytest.Run(t, n, n)
+}
+
+// TestKept: what was made and paid is there after a restart, under the same key.
+func TestKept(t *testing.T) {
+	dir := t.TempDir()
+	n := open(t, dir)
+	ctx := context.Background()
+	r := payment.Request{Msat: 1000, Description: "x", Expiry: time.Minute}
+	unpaid, _, err := n.Create(ctx, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	paid, text, err := n.Create(ctx, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.Pay(text, 1500); err != nil {
+		t.Fatal(err)
+	}
+	again := open(t, dir)
+	if again.Payee() != n.Payee() {
+		t.Error("another key")
+	}
+	if st, err := again.Lookup(ctx, unpaid.Hash); err != nil || st.State != payment.Open {
+		t.Errorf("%+v, %v", st, err)
+	}
+	if st, err := again.Lookup(ctx, paid.Hash); err != nil || st.State != payment.Settled || st.Paid != 1500 {
+		t.Errorf("%+v, %v", st, err)
+	}
+	// A watch from the beginning brings it again.
+	enough := errors.New("enough")
+	err = again.Watch(ctx, "0", func(s payment.Status, cursor string) error {
+		if s.Hash != paid.Hash || cursor != "1" {
+			t.Errorf("%+v at %q", s, cursor)
+		}
+		return enough
+	})
+	if !errors.Is(err, enough) {
+		t.Error(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, fileName), []byte(`{"key":"00"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(durable.OS(), dir); err == nil || !strings.Contains(err.Error(), fileName) {
+		t.Error(err)
+	}
+}
+
+// TestExpires: what was not paid in time cannot be paid, and is canceled.
+func TestExpires(t *testing.T) {
+	n := open(t, t.TempDir())
+	now := time.Unix(1_800_000_000, 0)
+	n.now = func() time.Time { return now }
+	v, text, err := n.Create(context.Background(), payment.Request{Msat: 1000, Description: "x", Expiry: time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	now = now.Add(time.Minute)
+	if _, err := n.Pay(text, 0); !errors.Is(err, errExpired) {
+		t.Error(err)
+	}
+	if st, err := n.Lookup(context.Background(), v.Hash); err != nil || st.State != payment.Canceled {
+		t.Errorf("%+v, %v", st, err)
+	}
+}
+
+// TestWallet pays by HTTP.
+func TestWallet(t *testing.T) {
+	n, other := open(t, t.TempDir()), open(t, t.TempDir())
+	server := httptest.NewServer(n)
+	defer server.Close()
+	w := &Wallet{URL: server.URL}
+	ctx := context.Background()
+	v, text, err := n.Create(ctx, payment.Request{Msat: 1000, Description: "x", Expiry: time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	preimage, err := w.Pay(ctx, text)
+	if err != nil || sha256.Sum256(preimage[:]) != v.Hash {
+		t.Fatalf("%x, %v", preimage, err)
+	}
+	if _, err := w.Pay(ctx, text); err == nil || !strings.Contains(err.Error(), "paid already") {
+		t.Error(err)
+	}
+	_, foreign, err := other.Create(ctx, payment.Request{Msat: 1000, Description: "x", Expiry: time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Pay(ctx, foreign); err == nil || !strings.Contains(err.Error(), "no such invoice") {
+		t.Error(err)
+	}
+	if _, err := (&Wallet{URL: server.URL + "/x"}).Pay(ctx, text); err == nil || !strings.Contains(err.Error(), "no test wallet") {
+		t.Error(err)
+	}
+}

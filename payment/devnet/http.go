@@ -1,0 +1,93 @@
+package devnet
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+)
+
+const maxBody = 16 << 10
+
+type payRequest struct {
+	Request string `json:"request"`
+	Msat    uint64 `json:"msat,string,omitempty"` // 0 is what the invoice asks for
+}
+
+type payAnswer struct {
+	Preimage string `json:"preimage,omitempty"`
+	Error    string `json:"error,omitempty"`
+}
+
+// ServeHTTP pays for whoever asks.
+func (n *Node) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.Method != http.MethodPost || r.URL.Path != "/pay" {
+		http.Error(w, `this is a test wallet: POST /pay {"request": invoice}`, http.StatusNotFound)
+		return
+	}
+	var q payRequest
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody)).Decode(&q); err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	var a payAnswer
+	preimage, err := n.Pay(q.Request, q.Msat)
+	if err != nil {
+		a.Error = err.Error()
+	} else {
+		a.Preimage = hex.EncodeToString(preimage[:])
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if err != nil {
+		w.WriteHeader(http.StatusConflict)
+	}
+	json.NewEncoder(w).Encode(a) //nolint:errcheck // he does not listen
+}
+
+// Wallet pays invoices of the test wallet at a URL.
+type Wallet struct {
+	URL    string       // http://HOST:PORT
+	Client *http.Client // nil is http.DefaultClient
+}
+
+// Pay pays an invoice and returns its preimage.
+func (w *Wallet) Pay(ctx context.Context, request string) (preimage [32]byte, err error) {
+	body, err := json.Marshal(payRequest{Request: request})
+	if err != nil {
+		return preimage, err
+	}
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, w.URL+"/pay", bytes.NewReader(body))
+	if err != nil {
+		return preimage, fmt.Errorf("devnet: %w", err)
+	}
+	r.Header.Set("Content-Type", "application/json")
+	client := w.Client
+	if client == nil {
+		client = http.DefaultClient
+	}
+	resp, err := client.Do(r)
+	if err != nil {
+		return preimage, fmt.Errorf("devnet: %w", err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
+	if err != nil {
+		return preimage, fmt.Errorf("devnet: %w", err)
+	}
+	var a payAnswer
+	if err := json.Unmarshal(b, &a); err != nil {
+		return preimage, fmt.Errorf("devnet: %s is no test wallet: %s", w.URL, resp.Status)
+	}
+	if a.Error != "" {
+		return preimage, errors.New(a.Error)
+	}
+	p, err := hex.DecodeString(a.Preimage)
+	if err != nil || len(p) != len(preimage) {
+		return preimage, fmt.Errorf("devnet: preimage %q", a.Preimage)
+	}
+	return [32]byte(p), nil
+}
