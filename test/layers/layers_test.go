@@ -25,6 +25,7 @@ var allowed = map[string][]string{
 	"sensors/...":            {"sensors"},
 	"sensors":                {},
 	"protocol/compact":       {},
+	"protocol/jcs":           {},
 	"protocol/noise":         {},
 	"protocol/secretstream":  {"protocol/noise"},
 	"protocol/mux":           {"protocol/compact"},
