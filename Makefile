@@ -42,7 +42,7 @@ lint:
 	$(GO) vet ./...
 	GOOS=linux GOARCH=arm GOARM=6 $(GO) vet ./...
 	$(GO) vet -tags interop ./test/interop
-	$(GO) test ./test/layers
+	$(GO) test -count 1 ./test/layers
 
 # Before 1.27 the Go tool may fail when the time is up, "context deadline exceeded",
 # with nothing found (golang.org/issue/75804): that is no failure of the target.
