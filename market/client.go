@@ -186,7 +186,7 @@ func (c *Client) connect(ctx context.Context) error {
 	c.news = time.Now()
 	v := &visit{c: c, conn: conn}
 	v.mux = mux.New(conn, mux.Config{Accept: v.accept, MaxChannels: 8})
-	if v.ch, err = dazaar.Open(v.mux, c.cfg.Seller, c.cfg.Agent, (*visitor)(v)); err != nil {
+	if v.ch, err = dazaar.OpenBuyer(v.mux, c.cfg.Seller, c.cfg.Agent, (*visitor)(v)); err != nil {
 		conn.Close()
 		return err
 	}
@@ -301,7 +301,7 @@ type visit struct {
 	c    *Client
 	conn *secretstream.Conn
 	mux  *mux.Mux
-	ch   *dazaar.Channel
+	ch   *dazaar.Buyer
 }
 
 // accept takes the feed's channel when the seller opens it.
@@ -325,13 +325,13 @@ func (v *visit) attach() error {
 // visitor is a visit as the dazaar channel sees it.
 type visitor visit
 
-// Opened implements dazaar.Handler.
+// Opened implements dazaar.BuyerHandler.
 func (h *visitor) Opened(dazaar.Handshake) error { return nil }
 
-// SellerID implements dazaar.Handler.
+// SellerID implements dazaar.BuyerHandler.
 func (h *visitor) SellerID([32]byte) error { return nil }
 
-// OneTimeFeed implements dazaar.Handler: it follows the feed.
+// OneTimeFeed implements dazaar.BuyerHandler: it follows the feed.
 func (h *visitor) OneTimeFeed(f dazaar.OneTimeFeed) error {
 	v, c := (*visit)(h), h.c
 	if err := f.Verify(c.cfg.Seller, [32]byte(c.cfg.Archive.Key()[32:])); err != nil {
@@ -362,7 +362,7 @@ func (h *visitor) OneTimeFeed(f dazaar.OneTimeFeed) error {
 	return v.attach()
 }
 
-// Valid implements dazaar.Handler.
+// Valid implements dazaar.BuyerHandler.
 func (h *visitor) Valid(x dazaar.Valid) error {
 	h.c.mu.Lock()
 	defer h.c.mu.Unlock()
@@ -373,7 +373,7 @@ func (h *visitor) Valid(x dazaar.Valid) error {
 	return nil
 }
 
-// Invalid implements dazaar.Handler.
+// Invalid implements dazaar.BuyerHandler.
 func (h *visitor) Invalid(x dazaar.Invalid) error {
 	h.c.mu.Lock()
 	defer h.c.mu.Unlock()
@@ -386,7 +386,15 @@ func (h *visitor) Invalid(x dazaar.Invalid) error {
 	return h.c.why
 }
 
-// Closed implements dazaar.Handler: without it nothing can come.
+// Closed implements dazaar.BuyerHandler: without it nothing can come.
 func (h *visitor) Closed(err error) {
 	(*visit)(h).mux.Fail(fmt.Errorf("%w: the seller ended the session: %w", ErrBusy, err))
 }
+
+// What a seller of a free feed says besides is of no use yet.
+func (h *visitor) UserMessage(dazaar.UserMessage) error { return nil }
+func (h *visitor) Terms([]byte) error                   { return nil }
+func (h *visitor) Card([]byte) error                    { return nil }
+func (h *visitor) Invoice(dazaar.Invoice) error         { return nil }
+func (h *visitor) FoundTime(dazaar.FoundTime) error     { return nil }
+func (h *visitor) Burned(dazaar.Burned) error           { return nil }

@@ -26,7 +26,7 @@ type session struct {
 	since time.Time // when it got a feed; guarded by o.mu
 
 	mu     sync.Mutex
-	ch     *dazaar.Channel   // guarded by mu, like all below
+	ch     *dazaar.Seller    // guarded by mu, like all below
 	feed   *feed.Feed        // nil until the buyer has one
 	seller *replicate.Seller // nil while the feed's channel is closed
 	over   bool
@@ -69,7 +69,7 @@ func (s *session) accept(protocol string, id []byte) bool {
 	key := s.o.key()
 	switch {
 	case protocol == dazaar.Protocol && string(id) == string(key[:]) && s.ch == nil:
-		ch, err := dazaar.Open(s.mux, key, s.o.cfg.Agent, (*handler)(s))
+		ch, err := dazaar.OpenSeller(s.mux, key, s.o.cfg.Agent, (*handler)(s))
 		if err == nil {
 			s.ch = ch
 		}
@@ -164,7 +164,7 @@ func (s *session) finish(code, why string) {
 // handler is a session as the dazaar channel sees it.
 type handler session
 
-// Opened implements dazaar.Handler: the offer is free, so the buyer gets a feed.
+// Opened implements dazaar.SellerHandler: the offer is free, so the buyer gets a feed.
 func (h *handler) Opened(hs dazaar.Handshake) error {
 	s := (*session)(h)
 	old, ok := s.o.claim(s)
@@ -195,11 +195,12 @@ func (h *handler) Opened(hs dazaar.Handshake) error {
 	return nil
 }
 
-// Closed implements dazaar.Handler.
+// Closed implements dazaar.SellerHandler.
 func (h *handler) Closed(error) { (*session)(h).mux.Finish() }
 
-// The rest is said by sellers only.
-func (h *handler) SellerID([32]byte) error              { return nil }
-func (h *handler) OneTimeFeed(dazaar.OneTimeFeed) error { return nil }
-func (h *handler) Valid(dazaar.Valid) error             { return nil }
-func (h *handler) Invalid(dazaar.Invalid) error         { return nil }
+// What a buyer of a free feed has no need to say is ignored.
+func (h *handler) UserMessage(dazaar.UserMessage) error       { return nil }
+func (h *handler) AcceptTerms(dazaar.AcceptTerms) error       { return nil }
+func (h *handler) InvoiceRequest(dazaar.InvoiceRequest) error { return nil }
+func (h *handler) Receipt(dazaar.Receipt) error               { return nil }
+func (h *handler) FindTime(dazaar.FindTime) error             { return nil }

@@ -1,27 +1,42 @@
 // Package dazaar is the channel on which a purchase is arranged: what an offer
-// is, which feed a buyer gets, until when it is paid.
+// is, what it costs, which feed a buyer gets, until when it is paid.
 //
 // # Wire
 //
 // Protomux channel, protocol dazaar/2, id the seller key, opened with uint
 // version, uint features, string agent. The seller knows the buyer by the static
-// key of the connection, the buyer the seller by its. The messages, by type:
+// key of the connection, the buyer the seller by its. The messages, by type, from
+// the seller (S) or the buyer (B):
 //
-//	0 seller-id       fixed32, new for each process
-//	2 one-time-feed   fixed32 feed key, uint generation, uint fork, fixed64 signature
-//	3 valid           buffer of JSON
-//	4 invalid         buffer of JSON
+//	 0 S seller-id        fixed32, new for each process
+//	 1 S terms-of-use     string
+//	 2 S one-time-feed    fixed32 feed key, uint generation, uint fork, fixed64 signature
+//	 3 S valid            buffer of JSON, like all below: [Valid]
+//	 4 S invalid          [Invalid]
+//	 5   user-message     [UserMessage]
+//	 6 S card             the signed card
+//	 7 B accept-terms     [AcceptTerms]
+//	 8 B invoice-request  [InvoiceRequest]
+//	 9 S invoice          [Invoice]
+//	10 B receipt          [Receipt]
+//	11 B find-time        [FindTime]
+//	12 S found-time       [FoundTime]
+//	13 S burned           [Burned]
 //
-// The signature is the seller key's over "dazaar feed\n", seller key, buyer key,
-// feed key, LE64 generation. JSON is at most 64 KiB; unknown fields, trailing
-// bytes and types that are not known are ignored.
+// Signatures are Ed25519, over
+//
+//	one-time-feed  "dazaar feed\n", seller key, buyer key, feed key, LE64 generation
+//	accept-terms   "dazaar terms\n", seller key, hash of the terms
+//	invoice        "dazaar invoice\n", then {buyer, card, hash, msat, seller, terms,
+//	               units} in the form of RFC 8785
+//
+// JSON is at most 64 KiB, and 48 KiB where we write it; unknown fields, trailing
+// bytes and types that are not known, or of the other direction, are ignored.
 //
 // Source: specs/exchange.md, "Channel".
 package dazaar
 
 import (
-	"crypto/ed25519"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -38,163 +53,85 @@ const Version = 2
 
 // Message types.
 const (
-	typeSellerID    = 0
-	typeOneTimeFeed = 2
-	typeValid       = 3
-	typeInvalid     = 4
+	typeSellerID = iota
+	typeTerms
+	typeOneTimeFeed
+	typeValid
+	typeInvalid
+	typeUserMessage
+	typeCard
+	typeAcceptTerms
+	typeInvoiceRequest
+	typeInvoice
+	typeReceipt
+	typeFindTime
+	typeFoundTime
+	typeBurned
 )
 
-// maxJSON bounds a JSON payload.
+// maxJSON bounds a JSON payload, and terms.
 const maxJSON = 64 << 10
 
 // Errors of this package. They are wrapped with what was wrong.
 var (
 	// ErrMessage says that a message cannot be read.
 	ErrMessage = errors.New("dazaar: bad message")
-	// ErrSignature says that a feed is not signed by the seller for this buyer.
-	ErrSignature = errors.New("dazaar: feed is not signed by the seller")
+	// ErrSignature says that something is not signed by whom it should be, or for
+	// somebody else.
+	ErrSignature = errors.New("dazaar: the signature does not verify")
 	// ErrVersion says that the other side speaks another version.
 	ErrVersion = errors.New("dazaar: other version")
 )
 
-// Handshake opens a channel.
-type Handshake struct {
-	Version, Features uint64
-	Agent             string
-}
-
-// Append appends uint version, uint features, string agent.
-func (h Handshake) Append(b []byte) []byte {
-	return compact.AppendString(compact.AppendUint(compact.AppendUint(b, h.Version), h.Features), h.Agent)
-}
-
-// ParseHandshake takes a handshake off b.
-func ParseHandshake(b []byte) (h Handshake, rest []byte, err error) {
-	if h.Version, rest, err = compact.ParseUint(b); err != nil {
-		return h, nil, err
-	}
-	if h.Features, rest, err = compact.ParseUint(rest); err != nil {
-		return h, nil, err
-	}
-	h.Agent, rest, err = compact.ParseString(rest)
-	return h, rest, err
-}
-
-// OneTimeFeed tells a buyer which feed is its own.
-type OneTimeFeed struct {
-	Key              [32]byte
-	Generation, Fork uint64
-	Signature        [64]byte
-}
-
-// signable returns what the seller signs.
-func (f *OneTimeFeed) signable(seller, buyer [32]byte) []byte {
-	b := []byte("dazaar feed\n")
-	b = append(append(append(b, seller[:]...), buyer[:]...), f.Key[:]...)
-	return binary.LittleEndian.AppendUint64(b, f.Generation)
-}
-
-// Sign signs the feed for a buyer with the seller's key.
-func (f *OneTimeFeed) Sign(seller ed25519.PrivateKey, buyer [32]byte) {
-	f.Signature = [64]byte(ed25519.Sign(seller, f.signable([32]byte(seller[ed25519.SeedSize:]), buyer)))
-}
-
-// Verify checks the seller's signature; it fails with [ErrSignature].
-func (f *OneTimeFeed) Verify(seller, buyer [32]byte) error {
-	if !ed25519.Verify(seller[:], f.signable(seller, buyer), f.Signature[:]) {
-		return ErrSignature
-	}
-	return nil
-}
-
-// Append appends key, generation, fork and signature.
-func (f *OneTimeFeed) Append(b []byte) []byte {
-	b = compact.AppendUint(append(b, f.Key[:]...), f.Generation)
-	return append(compact.AppendUint(b, f.Fork), f.Signature[:]...)
-}
-
-// ParseOneTimeFeed takes a feed off b.
-func ParseOneTimeFeed(b []byte) (f OneTimeFeed, rest []byte, err error) {
-	if f.Key, rest, err = compact.ParseFixed32(b); err != nil {
-		return f, nil, err
-	}
-	if f.Generation, rest, err = compact.ParseUint(rest); err != nil {
-		return f, nil, err
-	}
-	if f.Fork, rest, err = compact.ParseUint(rest); err != nil {
-		return f, nil, err
-	}
-	f.Signature, rest, err = compact.ParseFixed64(rest)
-	return f, rest, err
-}
-
-// Valid says what a buyer has, and which blocks there are.
-type Valid struct {
-	// Type is time, bytes, readings, once, trial or free.
-	Type string `json:"type"`
-	// Remaining is ms of sensed time, bytes or readings; nil without an end.
-	Remaining *int64 `json:"remaining"`
-	// CreditMsat is a decimal number.
-	CreditMsat string `json:"creditMsat"`
-	First      uint64 `json:"first"`
-	Length     uint64 `json:"length"`
-}
-
-// Codes of Invalid.
-const (
-	CodeRevoked  = "revoked"
-	CodeReplaced = "replaced"
-	CodeBusy     = "busy"
-	CodeClosing  = "closing"
-)
-
-// Invalid says why there is no feed, or no more of it.
-type Invalid struct {
-	Error string `json:"error"`
-	Code  string `json:"code"`
-}
-
-// Handler is one end of a channel. The methods are called one at a time. An
-// error ends the connection.
-type Handler interface {
+// Peer is what both ends of a channel hear. The methods of a handler are called one
+// at a time. An error ends the connection.
+type Peer interface {
 	Opened(h Handshake) error
-	SellerID(id [32]byte) error
-	OneTimeFeed(f OneTimeFeed) error
-	Valid(v Valid) error
-	Invalid(v Invalid) error
+	UserMessage(m UserMessage) error
 	Closed(err error)
 }
 
-// Channel is an open channel. All methods are safe for concurrent use.
-type Channel struct{ ch *mux.Channel }
+// SellerHandler is a seller's end.
+type SellerHandler interface {
+	Peer
+	AcceptTerms(a AcceptTerms) error
+	InvoiceRequest(r InvoiceRequest) error
+	Receipt(r Receipt) error
+	FindTime(f FindTime) error
+}
 
-// Open opens the channel of the offer with this seller key.
-func Open(m *mux.Mux, seller [32]byte, agent string, h Handler) (*Channel, error) {
+// BuyerHandler is a buyer's end.
+type BuyerHandler interface {
+	Peer
+	SellerID(id [32]byte) error
+	// Terms and Card take bytes that are valid during the call.
+	Terms(text []byte) error
+	Card(card []byte) error
+	OneTimeFeed(f OneTimeFeed) error
+	Valid(v Valid) error
+	Invalid(v Invalid) error
+	Invoice(v Invoice) error
+	FoundTime(f FoundTime) error
+	Burned(b Burned) error
+}
+
+// channel is what both ends can do.
+type channel struct{ ch *mux.Channel }
+
+func open(m *mux.Mux, seller [32]byte, agent string, h mux.Handler) (channel, error) {
 	ch, err := m.Open(mux.ChannelConfig{
-		Protocol: Protocol, ID: seller[:], Handshake: Handshake{Version: Version, Agent: agent}.Append(nil), Handler: handler{h},
+		Protocol: Protocol, ID: seller[:], Handshake: Handshake{Version: Version, Agent: agent}.Append(nil), Handler: h,
 	})
-	if err != nil {
-		return nil, err
-	}
-	return &Channel{ch}, nil
+	return channel{ch}, err
 }
 
 // Close closes the channel.
-func (c *Channel) Close() { c.ch.Close() }
+func (c channel) Close() { c.ch.Close() }
 
-// SellerID tells which process sells.
-func (c *Channel) SellerID(id [32]byte) error { return c.ch.Send(typeSellerID, id[:]) }
+// UserMessage sends a message of the application.
+func (c channel) UserMessage(m UserMessage) error { return c.json(typeUserMessage, m) }
 
-// OneTimeFeed tells the buyer its feed.
-func (c *Channel) OneTimeFeed(f OneTimeFeed) error { return c.ch.Send(typeOneTimeFeed, f.Append(nil)) }
-
-// Valid tells the buyer what it has.
-func (c *Channel) Valid(v Valid) error { return c.json(typeValid, v) }
-
-// Invalid tells the buyer why it has nothing.
-func (c *Channel) Invalid(v Invalid) error { return c.json(typeInvalid, v) }
-
-func (c *Channel) json(typ uint64, v any) error {
+func (c channel) json(typ uint64, v any) error {
 	b, err := json.Marshal(v)
 	if err != nil {
 		return err
@@ -202,10 +139,77 @@ func (c *Channel) json(typ uint64, v any) error {
 	return c.ch.Send(typ, compact.AppendBuffer(nil, b))
 }
 
-// handler turns messages into calls.
-type handler struct{ h Handler }
+// Seller is the seller's end of an open channel. All methods are safe for
+// concurrent use; none waits.
+type Seller struct{ channel }
 
-func (h handler) Opened(b []byte) error {
+// OpenSeller opens the channel of the offer with this key.
+func OpenSeller(m *mux.Mux, seller [32]byte, agent string, h SellerHandler) (*Seller, error) {
+	c, err := open(m, seller, agent, sellerHandler{h})
+	if err != nil {
+		return nil, err
+	}
+	return &Seller{c}, nil
+}
+
+// SellerID tells which process sells.
+func (c *Seller) SellerID(id [32]byte) error { return c.ch.Send(typeSellerID, id[:]) }
+
+// Terms sends the terms of use.
+func (c *Seller) Terms(text string) error {
+	return c.ch.Send(typeTerms, compact.AppendString(nil, text))
+}
+
+// Card sends the signed card.
+func (c *Seller) Card(card []byte) error {
+	return c.ch.Send(typeCard, compact.AppendBuffer(nil, card))
+}
+
+// OneTimeFeed tells the buyer its feed.
+func (c *Seller) OneTimeFeed(f OneTimeFeed) error { return c.ch.Send(typeOneTimeFeed, f.Append(nil)) }
+
+// Valid tells the buyer what it has.
+func (c *Seller) Valid(v Valid) error { return c.json(typeValid, v) }
+
+// Invalid tells the buyer why it has nothing.
+func (c *Seller) Invalid(v Invalid) error { return c.json(typeInvalid, v) }
+
+// Invoice answers a request.
+func (c *Seller) Invoice(v Invoice) error { return c.json(typeInvoice, v) }
+
+// FoundTime answers a question.
+func (c *Seller) FoundTime(f FoundTime) error { return c.json(typeFoundTime, f) }
+
+// Burned publishes a key that proves nothing any more.
+func (c *Seller) Burned(b Burned) error { return c.json(typeBurned, b) }
+
+// Buyer is the buyer's end of an open channel. All methods are safe for concurrent
+// use; none waits.
+type Buyer struct{ channel }
+
+// OpenBuyer opens the channel of the offer with this key.
+func OpenBuyer(m *mux.Mux, seller [32]byte, agent string, h BuyerHandler) (*Buyer, error) {
+	c, err := open(m, seller, agent, buyerHandler{h})
+	if err != nil {
+		return nil, err
+	}
+	return &Buyer{c}, nil
+}
+
+// AcceptTerms accepts the terms of use.
+func (c *Buyer) AcceptTerms(a AcceptTerms) error { return c.json(typeAcceptTerms, a) }
+
+// InvoiceRequest asks for an invoice.
+func (c *Buyer) InvoiceRequest(r InvoiceRequest) error { return c.json(typeInvoiceRequest, r) }
+
+// Receipt asks the seller to look a payment up.
+func (c *Buyer) Receipt(r Receipt) error { return c.json(typeReceipt, r) }
+
+// FindTime asks where a time is in the log.
+func (c *Buyer) FindTime(f FindTime) error { return c.json(typeFindTime, f) }
+
+// opened reads what the other side opened with.
+func opened(p Peer, b []byte) error {
 	hs, _, err := ParseHandshake(b)
 	if err != nil {
 		return fmt.Errorf("%w: handshake: %w", ErrMessage, err)
@@ -213,12 +217,38 @@ func (h handler) Opened(b []byte) error {
 	if hs.Version != Version {
 		return fmt.Errorf("%w: %d, not %d", ErrVersion, hs.Version, Version)
 	}
-	return h.h.Opened(hs)
+	return p.Opened(hs)
 }
 
-func (h handler) Closed(err error) { h.h.Closed(err) }
+// sellerHandler turns messages of a buyer into calls.
+type sellerHandler struct{ h SellerHandler }
 
-func (h handler) Message(typ uint64, b []byte) error {
+func (h sellerHandler) Opened(b []byte) error { return opened(h.h, b) }
+func (h sellerHandler) Closed(err error)      { h.h.Closed(err) }
+
+func (h sellerHandler) Message(typ uint64, b []byte) error {
+	switch typ {
+	case typeUserMessage:
+		return take(b, "user-message", h.h.UserMessage)
+	case typeAcceptTerms:
+		return take(b, "accept-terms", h.h.AcceptTerms)
+	case typeInvoiceRequest:
+		return take(b, "invoice-request", h.h.InvoiceRequest)
+	case typeReceipt:
+		return take(b, "receipt", h.h.Receipt)
+	case typeFindTime:
+		return take(b, "find-time", h.h.FindTime)
+	}
+	return nil
+}
+
+// buyerHandler turns messages of a seller into calls.
+type buyerHandler struct{ h BuyerHandler }
+
+func (h buyerHandler) Opened(b []byte) error { return opened(h.h, b) }
+func (h buyerHandler) Closed(err error)      { h.h.Closed(err) }
+
+func (h buyerHandler) Message(typ uint64, b []byte) error {
 	switch typ {
 	case typeSellerID:
 		id, _, err := compact.ParseFixed32(b)
@@ -226,6 +256,10 @@ func (h handler) Message(typ uint64, b []byte) error {
 			return fmt.Errorf("%w: seller-id: %w", ErrMessage, err)
 		}
 		return h.h.SellerID(id)
+	case typeTerms:
+		return buffer(b, "terms-of-use", h.h.Terms)
+	case typeCard:
+		return buffer(b, "card", h.h.Card)
 	case typeOneTimeFeed:
 		f, _, err := ParseOneTimeFeed(b)
 		if err != nil {
@@ -233,28 +267,46 @@ func (h handler) Message(typ uint64, b []byte) error {
 		}
 		return h.h.OneTimeFeed(f)
 	case typeValid:
-		var v Valid
-		if err := parseJSON(b, &v); err != nil {
-			return fmt.Errorf("%w: valid: %w", ErrMessage, err)
-		}
-		return h.h.Valid(v)
+		return take(b, "valid", h.h.Valid)
 	case typeInvalid:
-		var v Invalid
-		if err := parseJSON(b, &v); err != nil {
-			return fmt.Errorf("%w: invalid: %w", ErrMessage, err)
-		}
-		return h.h.Invalid(v)
+		return take(b, "invalid", h.h.Invalid)
+	case typeUserMessage:
+		return take(b, "user-message", h.h.UserMessage)
+	case typeInvoice:
+		return take(b, "invoice", h.h.Invoice)
+	case typeFoundTime:
+		return take(b, "found-time", h.h.FoundTime)
+	case typeBurned:
+		return take(b, "burned", h.h.Burned)
 	}
 	return nil
 }
 
-func parseJSON(b []byte, v any) error {
-	p, _, err := compact.ParseBuffer(b)
+// take reads JSON and hands it on.
+func take[T any](b []byte, name string, f func(T) error) error {
+	var v T
+	var bad error
+	err := buffer(b, name, func(p []byte) error {
+		bad = json.Unmarshal(p, &v)
+		return nil
+	})
 	if err != nil {
 		return err
 	}
-	if len(p) > maxJSON {
-		return compact.ErrRange
+	if bad != nil {
+		return fmt.Errorf("%w: %s: %w", ErrMessage, name, bad)
 	}
-	return json.Unmarshal(p, v)
+	return f(v)
+}
+
+// buffer reads bytes behind their length and hands them on.
+func buffer(b []byte, name string, f func([]byte) error) error {
+	p, _, err := compact.ParseBuffer(b)
+	if err == nil && len(p) > maxJSON {
+		err = compact.ErrRange
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %s: %w", ErrMessage, name, err)
+	}
+	return f(p)
 }

@@ -31,7 +31,7 @@ var allowed = map[string][]string{
 	"protocol/mux":           {"protocol/compact"},
 	"protocol/replicate":     {"protocol/compact", "protocol/mux", "protocol/replicate/message", "feed/merkle"},
 	"protocol/replicate/...": {"protocol/compact", "feed/merkle"},
-	"protocol/dazaar":        {"protocol/compact", "protocol/mux"},
+	"protocol/dazaar":        {"protocol/compact", "protocol/jcs", "protocol/mux"},
 	"feed/merkle":            {"protocol/compact"},
 	"feed/block":             {},
 	"feed/nodes":             {"feed/merkle", "storage"},
