@@ -15,7 +15,6 @@ package ledger
 
 import (
 	"encoding/binary"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -23,6 +22,7 @@ import (
 	"time"
 
 	"dazaar-edge/payment/meter"
+	"dazaar-edge/protocol/jcs"
 	"dazaar-edge/storage/db"
 )
 
@@ -46,32 +46,17 @@ const (
 	Expired State = "expired"
 )
 
-// Hex is 32 bytes that are hex in JSON.
-type Hex [32]byte
-
-// MarshalText implements [encoding.TextMarshaler].
-func (h Hex) MarshalText() ([]byte, error) { return hex.AppendEncode(nil, h[:]), nil }
-
-// UnmarshalText implements [encoding.TextUnmarshaler].
-func (h *Hex) UnmarshalText(b []byte) error {
-	if hex.DecodedLen(len(b)) != len(h) {
-		return fmt.Errorf("%d hex digits", len(b))
-	}
-	_, err := hex.Decode(h[:], b)
-	return err
-}
-
 // Row is an invoice. What is bought for how much is that of the day it was made.
 type Row struct {
-	Hash    Hex         `json:"hash"`
+	Hash    jcs.Hex32   `json:"hash"`
 	Gateway string      `json:"gateway"`
 	Offer   string      `json:"offer"`
-	Buyer   Hex         `json:"buyer"`
+	Buyer   jcs.Hex32   `json:"buyer"`
 	Request string      `json:"request"` // BOLT 11
 	Msat    uint64      `json:"msat,string"`
 	Price   meter.Price `json:"price"`
 	Card    uint64      `json:"card"` // version
-	Terms   *Hex        `json:"terms"`
+	Terms   *jcs.Hex32  `json:"terms"`
 	Made    time.Time   `json:"made"`
 	Expires time.Time   `json:"expires"`
 	State   State       `json:"state"`

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"dazaar-edge/payment/meter"
+	"dazaar-edge/protocol/jcs"
 	"dazaar-edge/storage/db"
 )
 
@@ -25,7 +26,7 @@ func openDB(t testing.TB) *db.DB {
 	return d
 }
 
-func hash(n int) (h Hex) {
+func hash(n int) (h jcs.Hex32) {
 	binary.LittleEndian.PutUint64(h[:], uint64(n))
 	return h
 }
@@ -35,7 +36,7 @@ var perReading = meter.Price{Unit: meter.Readings, Interval: 1, Amount: 1, Histo
 
 func row(n int, buyer byte, msat uint64) Row {
 	return Row{
-		Hash: hash(n), Gateway: "test", Offer: "air", Buyer: Hex{buyer}, Request: fmt.Sprint("lnbcrt", n), Msat: msat, Price: perReading,
+		Hash: hash(n), Gateway: "test", Offer: "air", Buyer: jcs.Hex32{buyer}, Request: fmt.Sprint("lnbcrt", n), Msat: msat, Price: perReading,
 		Made: time.Unix(1e9, 0).UTC(), Expires: time.Unix(1e9+600, 0).UTC(),
 	}
 }

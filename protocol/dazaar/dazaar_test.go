@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"dazaar-edge/protocol/compact"
+	"dazaar-edge/protocol/jcs"
 	"dazaar-edge/protocol/mux"
 )
 
@@ -64,8 +65,8 @@ func TestHandshake(t *testing.T) {
 // TestInvoiceSignature: what is signed are the bytes that the specification says,
 // and a change of any of it is seen.
 func TestInvoiceSignature(t *testing.T) {
-	terms := Hex32{7}
-	v := Invoice{ID: 5, Request: "lnbcrt1", Msat: "30000", Hash: Hex32{9}, ExpiresAt: 1e9, Units: 3, Card: 2, Terms: &terms}
+	terms := jcs.Hex32{7}
+	v := Invoice{ID: 5, Request: "lnbcrt1", Msat: "30000", Hash: jcs.Hex32{9}, ExpiresAt: 1e9, Units: 3, Card: 2, Terms: &terms}
 	seller, buyer := public(key(1)), public(key(2))
 	if err := v.Sign(key(1), buyer); err != nil {
 		t.Fatal(err)
@@ -120,7 +121,7 @@ func TestAcceptTerms(t *testing.T) {
 }
 
 func TestBurned(t *testing.T) {
-	b := Burned{FeedKey: Hex32{1}, Signer: Hex32(public(key(4))), Seed: Hex32(key(4).Seed())}
+	b := Burned{FeedKey: jcs.Hex32{1}, Signer: jcs.Hex32(public(key(4))), Seed: jcs.Hex32(key(4).Seed())}
 	if err := b.Verify(); err != nil {
 		t.Error(err)
 	}
@@ -215,14 +216,14 @@ func TestMessages(t *testing.T) {
 	seven := int64(7)
 	feed := OneTimeFeed{Key: [32]byte{1}, Generation: 2}
 	note := UserMessage{"lnd-pay-request", json.RawMessage(`{"amount":5}`)}
-	invoice := Invoice{ID: 1, Request: "lnbcrt", Msat: "5", Hash: Hex32{1}, ExpiresAt: 2, Units: 3, Card: 4, Sig: Hex64{5}}
+	invoice := Invoice{ID: 1, Request: "lnbcrt", Msat: "5", Hash: jcs.Hex32{1}, ExpiresAt: 2, Units: 3, Card: 4, Sig: jcs.Hex64{5}}
 	valid := Valid{"time", &seven, "8", 9, 10}
 	accept := NewAcceptTerms("be kind", public(key(1)), key(2))
-	burned := Burned{Hex32{1}, Hex32{2}, Hex32{3}}
+	burned := Burned{jcs.Hex32{1}, jcs.Hex32{2}, jcs.Hex32{3}}
 	for _, err := range []error{
 		s.SellerID([32]byte{6}), s.Card([]byte(`{"a":1}`)), s.Terms("be kind"), s.OneTimeFeed(feed), s.Valid(valid), s.Invalid(Invalid{"no", CodeTerms}),
 		s.Invoice(invoice), s.FoundTime(FoundTime{1, 2}), s.Burned(burned), s.UserMessage(note),
-		y.AcceptTerms(accept), y.InvoiceRequest(InvoiceRequest{ID: 1, Units: "3"}), y.Receipt(Receipt{invoice, Hex32{9}}), y.FindTime(FindTime{1, "2026-01-01T00:00:00Z"}),
+		y.AcceptTerms(accept), y.InvoiceRequest(InvoiceRequest{ID: 1, Units: "3"}), y.Receipt(Receipt{invoice, jcs.Hex32{9}}), y.FindTime(FindTime{1, "2026-01-01T00:00:00Z"}),
 		y.UserMessage(note),
 	} {
 		if err != nil {
@@ -236,7 +237,7 @@ func TestMessages(t *testing.T) {
 		t.Errorf("the buyer heard\n%+v\nnot\n%+v", got, want)
 	}
 	want = []any{
-		Handshake{2, 0, "buyer"}, accept, InvoiceRequest{ID: 1, Units: "3"}, Receipt{invoice, Hex32{9}}, FindTime{1, "2026-01-01T00:00:00Z"}, note,
+		Handshake{2, 0, "buyer"}, accept, InvoiceRequest{ID: 1, Units: "3"}, Receipt{invoice, jcs.Hex32{9}}, FindTime{1, "2026-01-01T00:00:00Z"}, note,
 	}
 	if got := sells.wait(len(want)); !reflect.DeepEqual(got, want) {
 		t.Errorf("the seller heard\n%+v\nnot\n%+v", got, want)

@@ -4,7 +4,6 @@ import (
 	"crypto/ed25519"
 	"crypto/sha256"
 	"encoding/binary"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 
@@ -30,32 +29,6 @@ func ParseHandshake(b []byte) (h Handshake, rest []byte, err error) {
 	}
 	h.Agent, rest, err = compact.ParseString(rest)
 	return h, rest, err
-}
-
-// Hex32 is 32 bytes that are hex in JSON.
-type Hex32 [32]byte
-
-// MarshalText implements [encoding.TextMarshaler].
-func (h Hex32) MarshalText() ([]byte, error) { return hex.AppendEncode(nil, h[:]), nil }
-
-// UnmarshalText implements [encoding.TextUnmarshaler].
-func (h *Hex32) UnmarshalText(b []byte) error { return decodeHex(h[:], b) }
-
-// Hex64 is 64 bytes that are hex in JSON.
-type Hex64 [64]byte
-
-// MarshalText implements [encoding.TextMarshaler].
-func (h Hex64) MarshalText() ([]byte, error) { return hex.AppendEncode(nil, h[:]), nil }
-
-// UnmarshalText implements [encoding.TextUnmarshaler].
-func (h *Hex64) UnmarshalText(b []byte) error { return decodeHex(h[:], b) }
-
-func decodeHex(to, b []byte) error {
-	if len(b) != 2*len(to) {
-		return fmt.Errorf("%d hex digits, not %d", len(b), 2*len(to))
-	}
-	_, err := hex.Decode(to, b)
-	return err
 }
 
 // OneTimeFeed tells a buyer which feed is its own.
@@ -149,8 +122,8 @@ type UserMessage struct {
 
 // AcceptTerms is a buyer's signature of the terms.
 type AcceptTerms struct {
-	SHA256 Hex32 `json:"sha256"` // of the text
-	Sig    Hex64 `json:"sig"`
+	SHA256 jcs.Hex32 `json:"sha256"` // of the text
+	Sig    jcs.Hex64 `json:"sig"`
 }
 
 func (a *AcceptTerms) signable(seller [32]byte) []byte {
@@ -160,7 +133,7 @@ func (a *AcceptTerms) signable(seller [32]byte) []byte {
 // NewAcceptTerms accepts a text.
 func NewAcceptTerms(text string, seller [32]byte, buyer ed25519.PrivateKey) AcceptTerms {
 	a := AcceptTerms{SHA256: sha256.Sum256([]byte(text))}
-	a.Sig = Hex64(ed25519.Sign(buyer, a.signable(seller)))
+	a.Sig = jcs.Hex64(ed25519.Sign(buyer, a.signable(seller)))
 	return a
 }
 
@@ -180,15 +153,15 @@ type InvoiceRequest struct {
 
 // Invoice is one, or says with Error and Code why there is none.
 type Invoice struct {
-	ID        uint64 `json:"id"`
-	Request   string `json:"request,omitempty"` // BOLT 11
-	Msat      string `json:"msat,omitempty"`    // decimal
-	Hash      Hex32  `json:"hash,omitzero"`
-	ExpiresAt int64  `json:"expiresAt,omitempty"` // s since 1970
-	Units     uint64 `json:"units,omitempty"`
-	Card      uint64 `json:"card,omitempty"` // version
-	Terms     *Hex32 `json:"terms"`          // hash, if there are any
-	Sig       Hex64  `json:"sig,omitzero"`
+	ID        uint64     `json:"id"`
+	Request   string     `json:"request,omitempty"` // BOLT 11
+	Msat      string     `json:"msat,omitempty"`    // decimal
+	Hash      jcs.Hex32  `json:"hash,omitzero"`
+	ExpiresAt int64      `json:"expiresAt,omitempty"` // s since 1970
+	Units     uint64     `json:"units,omitempty"`
+	Card      uint64     `json:"card,omitempty"` // version
+	Terms     *jcs.Hex32 `json:"terms"`          // hash, if there are any
+	Sig       jcs.Hex64  `json:"sig,omitzero"`
 
 	Error string `json:"error,omitempty"`
 	Code  string `json:"code,omitempty"`
@@ -197,13 +170,13 @@ type Invoice struct {
 // signable returns what the seller signs.
 func (v *Invoice) signable(seller, buyer [32]byte) ([]byte, error) {
 	b, err := jcs.Marshal(struct {
-		Buyer  Hex32  `json:"buyer"`
-		Card   uint64 `json:"card"`
-		Hash   Hex32  `json:"hash"`
-		Msat   string `json:"msat"`
-		Seller Hex32  `json:"seller"`
-		Terms  *Hex32 `json:"terms"`
-		Units  uint64 `json:"units"`
+		Buyer  jcs.Hex32  `json:"buyer"`
+		Card   uint64     `json:"card"`
+		Hash   jcs.Hex32  `json:"hash"`
+		Msat   string     `json:"msat"`
+		Seller jcs.Hex32  `json:"seller"`
+		Terms  *jcs.Hex32 `json:"terms"`
+		Units  uint64     `json:"units"`
 	}{buyer, v.Card, v.Hash, v.Msat, seller, v.Terms, v.Units})
 	return append([]byte("dazaar invoice\n"), b...), err
 }
@@ -213,7 +186,7 @@ func (v *Invoice) signable(seller, buyer [32]byte) ([]byte, error) {
 func (v *Invoice) Sign(seller ed25519.PrivateKey, buyer [32]byte) error {
 	b, err := v.signable(public(seller), buyer)
 	if err == nil {
-		v.Sig = Hex64(ed25519.Sign(seller, b))
+		v.Sig = jcs.Hex64(ed25519.Sign(seller, b))
 	}
 	return err
 }
@@ -230,7 +203,7 @@ func (v *Invoice) Verify(seller, buyer [32]byte) error {
 // Receipt is an invoice that was paid, with what only its payer and payee know.
 type Receipt struct {
 	Invoice
-	Preimage Hex32 `json:"preimage"`
+	Preimage jcs.Hex32 `json:"preimage"`
 }
 
 // FindTime asks for the first block at a time or later.
@@ -247,9 +220,9 @@ type FoundTime struct {
 
 // Burned is a feed key that its seller made worthless: everybody can sign with it.
 type Burned struct {
-	FeedKey Hex32 `json:"feedKey"`
-	Signer  Hex32 `json:"signer"`
-	Seed    Hex32 `json:"seed"`
+	FeedKey jcs.Hex32 `json:"feedKey"`
+	Signer  jcs.Hex32 `json:"signer"`
+	Seed    jcs.Hex32 `json:"seed"`
 }
 
 // Verify tells whether the seed is that of the signer; it fails with

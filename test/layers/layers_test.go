@@ -41,7 +41,7 @@ var allowed = map[string][]string{
 	"payment":                {"payment/bolt11"},
 	"payment/meter":          {},
 	"payment/bolt11":         {},
-	"payment/ledger":         {"payment/meter", "storage/db"},
+	"payment/ledger":         {"payment/meter", "protocol/jcs", "storage/db"},
 	"payment/devnet":         {"payment", "payment/bolt11", "storage/durable"},
 	"payment/gatewaytest":    {"payment", "payment/bolt11"},
 	"storage/...":            {"storage/durable"},
@@ -53,6 +53,7 @@ var allowed = map[string][]string{
 		"protocol/replicate/message",
 		"protocol/secretstream",
 	},
+	"market/card":    {"payment/bolt11", "payment/meter", "protocol/jcs"},
 	"market/archive": {"feed/merkle", "protocol/replicate", "storage/durable"},
 	"market/device":  {"sensors", "feed", "feed/block", "storage"},
 }

@@ -1,0 +1,32 @@
+package jcs
+
+import (
+	"encoding/hex"
+	"fmt"
+)
+
+// Hex32 is 32 bytes that are hex in JSON.
+type Hex32 [32]byte
+
+// MarshalText implements [encoding.TextMarshaler].
+func (h Hex32) MarshalText() ([]byte, error) { return hex.AppendEncode(nil, h[:]), nil }
+
+// UnmarshalText implements [encoding.TextUnmarshaler].
+func (h *Hex32) UnmarshalText(b []byte) error { return decodeHex(h[:], b) }
+
+// Hex64 is 64 bytes that are hex in JSON.
+type Hex64 [64]byte
+
+// MarshalText implements [encoding.TextMarshaler].
+func (h Hex64) MarshalText() ([]byte, error) { return hex.AppendEncode(nil, h[:]), nil }
+
+// UnmarshalText implements [encoding.TextUnmarshaler].
+func (h *Hex64) UnmarshalText(b []byte) error { return decodeHex(h[:], b) }
+
+func decodeHex(to, b []byte) error {
+	if len(b) != 2*len(to) {
+		return fmt.Errorf("%d hex digits, not %d", len(b), 2*len(to))
+	}
+	_, err := hex.Decode(to, b)
+	return err
+}
