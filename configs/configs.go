@@ -72,6 +72,9 @@ type Sensor struct {
 	Bus     int    // bme280
 	Address uint16 // bme280
 	Seed    uint64 // sim
+	// Path, Field, Unit, Scale and Offset are sysfs'.
+	Path, Field, Unit string
+	Scale, Offset     float64
 }
 
 // Error is what is wrong at one place of a file.
@@ -118,12 +121,17 @@ type raw struct {
 		Price    string `yaml:"price"`
 		TCP      string `yaml:"tcp"`
 		Sensors  []struct {
-			Name    string  `yaml:"name"`
-			Driver  string  `yaml:"driver"`
-			Every   string  `yaml:"every"`
-			Bus     *int    `yaml:"bus"`
-			Address *uint16 `yaml:"address"`
-			Seed    *uint64 `yaml:"seed"`
+			Name    string   `yaml:"name"`
+			Driver  string   `yaml:"driver"`
+			Every   string   `yaml:"every"`
+			Bus     *int     `yaml:"bus"`
+			Address *uint16  `yaml:"address"`
+			Seed    *uint64  `yaml:"seed"`
+			Path    *string  `yaml:"path"`
+			Field   *string  `yaml:"field"`
+			Unit    *string  `yaml:"unit"`
+			Scale   *float64 `yaml:"scale"`
+			Offset  *float64 `yaml:"offset"`
 		} `yaml:"sensors"`
 	} `yaml:"feeds"`
 }
@@ -132,6 +140,7 @@ type raw struct {
 var keyNames = [...]string{
 	"device", "name", "storage", "path", "max_size", "max_age", "commit", "every", "bytes", "limits", "memory", "feeds", "encoding", "pack",
 	"max_share", "sensors", "driver", "bus", "address", "seed", "buyers", "upload", "upload_per_buyer", "price", "tcp",
+	"field", "unit", "scale", "offset",
 }
 
 // Load reads and checks the file.
@@ -365,53 +374,4 @@ func validName(s string) bool {
 		ok = ok && (c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '_')
 	}
 	return ok
-}
-
-func (r *reader) sensors(in *raw, feed int) (out []Sensor) {
-	list := in.Feeds[feed].Sensors
-	if len(list) == 0 {
-		r.fail(fmt.Sprintf("feeds[%d]", feed), "has no sensors")
-	}
-	for i := range list {
-		s := &list[i]
-		path := fmt.Sprintf("feeds[%d].sensors[%d]", feed, i)
-		o := Sensor{Name: s.Name, Driver: s.Driver, Every: r.duration(path+".every", s.Every, 10*time.Second, minEvery), Bus: 1, Address: 0x76, Seed: 1}
-		if !validName(s.Name) {
-			r.fail(path+".name", "%q is not a name: letters, digits, - and _ only, at most 64", s.Name)
-		}
-		if slices.ContainsFunc(out, func(p Sensor) bool { return p.Name == s.Name }) {
-			r.fail(path+".name", "%q is there twice in this feed", s.Name)
-		}
-		switch s.Driver {
-		case "bme280", "host", "sim":
-		case "":
-			r.fail(path, "has no driver: bme280, host or sim")
-		default:
-			r.fail(path+".driver", "%q is unknown: bme280, host or sim", s.Driver)
-		}
-		if s.Bus != nil {
-			o.Bus = *s.Bus
-			r.only(path+".bus", s.Driver, "bme280")
-		}
-		if s.Address != nil {
-			o.Address = *s.Address
-			r.only(path+".address", s.Driver, "bme280")
-			if s.Driver == "bme280" && o.Address != 0x76 && o.Address != 0x77 {
-				r.fail(path+".address", "0x%x is not an address of this chip: 0x76 or 0x77", o.Address)
-			}
-		}
-		if s.Seed != nil {
-			o.Seed = *s.Seed
-			r.only(path+".seed", s.Driver, "sim")
-		}
-		out = append(out, o)
-	}
-	return out
-}
-
-// only refuses a key that another driver has.
-func (r *reader) only(path, driver, owner string) {
-	if driver != owner {
-		r.fail(path, "belongs to driver %s, not %s", owner, driver)
-	}
 }

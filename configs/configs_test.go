@@ -18,6 +18,9 @@ func TestExample(t *testing.T) {
 	if len(c.Feeds) != 2 || c.Feeds[0].MaxSize != (4<<30-32<<20)*3/4 || c.Feeds[1].MaxSize != (4<<30-32<<20)/4 {
 		t.Errorf("shares: %+v", c.Feeds)
 	}
+	if s := c.Feeds[1].Sensors[2]; s.Driver != "sysfs" || s.Path != "/sys/class/thermal/thermal_zone0/temp" || s.Field != "temperature" || s.Scale != 0.001 || s.Unit != "Cel" {
+		t.Errorf("%+v", s)
+	}
 	if s := c.Feeds[0].Sensors[0]; s.Driver != "bme280" || s.Bus != 1 || s.Address != 0x76 {
 		t.Errorf("%+v", s)
 	}
@@ -53,10 +56,17 @@ func TestErrors(t *testing.T) {
 		{"feeds: [{name: a}]", "feeds[0]: has no sensors"},
 		{"feeds: [{name: a, encoding: xml, sensors: [{name: s, driver: sim}]}]", `feeds[0].encoding: "xml" is unknown`},
 		{"feeds: [{name: a, max_share: 120%, sensors: [{name: s, driver: sim}]}]", `feeds[0].max_share: "120%" is not a share`},
-		{"feeds: [{name: a, sensors: [{name: s, driver: bme208}]}]", `edge.yaml:1:47: feeds[0].sensors[0].driver: "bme208" is unknown: bme280, host or sim`},
+		{"feeds: [{name: a, sensors: [{name: s, driver: bme208}]}]", `edge.yaml:1:47: feeds[0].sensors[0].driver: "bme208" is unknown: bme280, host, sim or sysfs`},
 		{"feeds: [{name: a, sensors: [{name: s, driver: sim, bus: 1}]}]", "feeds[0].sensors[0].bus: belongs to driver bme280, not sim"},
 		{"feeds: [{name: a, sensors: [{name: s, driver: bme280, address: 0x50}]}]", "0x50 is not an address of this chip"},
 		{"feeds: [{name: a, sensors: [{name: s, driver: sim, every: 1ms}]}]", "1ms is too short: at least 10ms"},
+		{"feeds: [{name: a, sensors: [{name: s, driver: sysfs}]}]", "has no path: which file of the kernel's?"},
+		{"feeds: [{name: a, sensors: [{name: s, driver: sysfs, path: temp}]}]", `edge.yaml:1:60: feeds[0].sensors[0].path: "temp" is not an absolute path`},
+		{"feeds: [{name: a, sensors: [{name: s, driver: sysfs, path: '/sys/['}]}]", `"/sys/[" is not an absolute path`},
+		{"feeds: [{name: a, sensors: [{name: s, driver: sysfs, path: /x, field: a/b}]}]", `field: "a/b" is not a name`},
+		{"feeds: [{name: a, sensors: [{name: s, driver: sysfs, path: /x, scale: 0}]}]", "0 makes every value 0"},
+		{"feeds: [{name: a, sensors: [{name: s, driver: sim, unit: Cel}]}]", "unit: belongs to driver sysfs, not sim"},
+		{"feeds: [{name: a, sensors: [{name: s, driver: sim, scale: 2}]}]", "scale: belongs to driver sysfs, not sim"},
 		{head + "feeds: []", "feeds"},
 		{"feeds: {", "edge.yaml:1:"},
 		{"feeds: 3", "edge.yaml:1:8"},

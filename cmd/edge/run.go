@@ -24,6 +24,7 @@ import (
 	"dazaar-edge/sensors/bme280"
 	"dazaar-edge/sensors/host"
 	"dazaar-edge/sensors/sim"
+	"dazaar-edge/sensors/sysfs"
 	"dazaar-edge/storage/durable"
 
 	"periph.io/x/conn/v3/i2c"
@@ -142,7 +143,11 @@ func openOffer(cfg *configs.Config, fc configs.Feed, s *state, clock sensors.Clo
 	}
 	dc := device.Config{Feed: o.log, Encoding: encoding, Clock: clock, Pack: fc.Pack, Log: logger}
 	for _, sc := range fc.Sensors {
-		dc.Sensors = append(dc.Sensors, device.Sensor{Name: sc.Name, Every: sc.Every, Source: source(sc, s.dir)})
+		src, err := source(sc, s.dir)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("sensor %s: %w", sc.Name, err), o.log.Close())
+		}
+		dc.Sensors = append(dc.Sensors, device.Sensor{Name: sc.Name, Every: sc.Every, Source: src})
 	}
 	if o.dev, err = device.New(dc); err != nil {
 		return nil, errors.Join(err, o.log.Close())
@@ -173,15 +178,17 @@ func (o *offer) sell(cfg *configs.Config, fc configs.Feed, up *replicate.Uplink,
 // agent is what this program calls itself to others.
 func agent() string { return "edge/" + version }
 
-// source returns the sensor of a configuration, which was checked.
-func source(sc configs.Sensor, disk string) sensors.Source {
+// source returns the sensor of a configuration.
+func source(sc configs.Sensor, disk string) (sensors.Source, error) {
 	switch sc.Driver {
 	case "bme280":
-		return bme280.New(func() (i2c.BusCloser, error) { return bme280.OpenBus(sc.Bus) }, sc.Address)
+		return bme280.New(func() (i2c.BusCloser, error) { return bme280.OpenBus(sc.Bus) }, sc.Address), nil
 	case "host":
-		return host.New("/", disk)
+		return host.New("/", disk), nil
+	case "sysfs":
+		return sysfs.New(sysfs.Config{Path: sc.Path, Name: sc.Field, Unit: sc.Unit, Scale: sc.Scale, Offset: sc.Offset})
 	default:
-		return sim.New(sc.Seed)
+		return sim.New(sc.Seed), nil
 	}
 }
 
