@@ -29,6 +29,9 @@ type Config struct {
 	Storage Storage
 	Limits  Limits
 	Feeds   []Feed
+
+	file string
+	tree *ast.File
 }
 
 // Device is the board.
@@ -163,7 +166,16 @@ func Parse(file string, b []byte) (*Config, error) {
 	if len(r.errs) > 0 {
 		return nil, errors.Join(r.errs...)
 	}
+	c.file, c.tree = r.file, r.tree
 	return c, nil
+}
+
+// Errorf returns an [Error] at a path like "feeds[0].sensors[1].unit", for what only
+// those see who use the configuration.
+func (c *Config) Errorf(path, format string, args ...any) error {
+	r := &reader{file: c.file, tree: c.tree}
+	r.fail(path, format, args...)
+	return r.errs[0]
 }
 
 // reader turns the raw file into a Config and collects what is wrong.

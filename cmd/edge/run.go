@@ -70,6 +70,9 @@ func runCommand(p *program, ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
+	if err := checkUnits(cfg); err != nil {
+		return err
+	}
 	if cfg.Limits.Memory > 0 {
 		debug.SetMemoryLimit(cfg.Limits.Memory * 3 / 4) // the rest is for what Go does not count
 	}
@@ -177,6 +180,18 @@ func (o *offer) sell(cfg *configs.Config, fc configs.Feed, up *replicate.Uplink,
 
 // agent is what this program calls itself to others.
 func agent() string { return "edge/" + version }
+
+// checkUnits checks the units that a configuration gives.
+func checkUnits(cfg *configs.Config) (err error) {
+	for i, f := range cfg.Feeds {
+		for k, s := range f.Sensors {
+			if !sensors.KnownUnit(s.Unit) {
+				err = errors.Join(err, cfg.Errorf(fmt.Sprintf("feeds[%d].sensors[%d].unit", i, k), "%q is no unit of SenML (RFC 8428, RFC 8798): for example Cel, %%RH, Pa, hPa, V, ug/m3, count, or / for a ratio", s.Unit))
+			}
+		}
+	}
+	return err
+}
 
 // source returns the sensor of a configuration.
 func source(sc configs.Sensor, disk string) (sensors.Source, error) {

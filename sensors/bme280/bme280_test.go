@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"dazaar-edge/sensors"
+	"dazaar-edge/sensors/sensorstest"
 
 	"periph.io/x/conn/v3/i2c"
 	"periph.io/x/conn/v3/physic"
@@ -107,5 +108,14 @@ func TestUnplugged(t *testing.T) {
 func TestOpenBus(t *testing.T) {
 	if _, err := OpenBus(87); err == nil {
 		t.Error("bus 87 exists")
+	}
+}
+
+func TestSource(t *testing.T) {
+	for _, id := range []byte{0x58, 0x60} {
+		c := newChip(id)
+		open := func() (i2c.BusCloser, error) { return c, nil }
+		sensorstest.Run(t, New(open, Address))
+		sensorstest.Recovers(t, New(open, Address), func() { c.gone = true }, func() { c.gone = false })
 	}
 }

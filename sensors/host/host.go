@@ -38,7 +38,7 @@ func (s *Source) Read(context.Context) ([]sensors.Reading, error) {
 		return nil
 	}
 	load, err := s.load()
-	errs := add("load1", "1", load, err)
+	errs := add("load1", "/", load, err)
 	memory, err := s.memory()
 	errs = errors.Join(errs, add("memory_used", "/", memory, err))
 	disk, err := s.diskUsed()

@@ -5,6 +5,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"dazaar-edge/sensors/sensorstest"
 )
 
 func TestRead(t *testing.T) {
@@ -42,3 +44,5 @@ func TestRead(t *testing.T) {
 		t.Errorf("this host: %v", err)
 	}
 }
+
+func TestSource(t *testing.T) { sensorstest.Run(t, New("/", "/")) }

@@ -5,6 +5,8 @@ import (
 	"reflect"
 	"slices"
 	"testing"
+
+	"dazaar-edge/sensors/sensorstest"
 )
 
 func TestSeeded(t *testing.T) {
@@ -28,3 +30,5 @@ func TestSeeded(t *testing.T) {
 		t.Error("another seed gives the same")
 	}
 }
+
+func TestSource(t *testing.T) { sensorstest.Run(t, New(1)) }

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"dazaar-edge/sensors"
+	"dazaar-edge/sensors/sensorstest"
 )
 
 // board makes files below a directory of the test's.
@@ -116,4 +117,17 @@ func TestImpossible(t *testing.T) {
 			t.Errorf("%q: %+v", path, s)
 		}
 	}
+}
+
+func TestSource(t *testing.T) {
+	root := board(t, map[string]string{"sys/w1/28-1/temperature": "1000\n", "sys/w1/28-2/temperature": "2000\n"})
+	cfg := Config{Path: "/sys/w1/28-*/temperature", Name: "water_*", Unit: "Cel", Scale: 0.001}
+	sensorstest.Run(t, source(t, root, cfg))
+	dir := filepath.Join(root, "sys/w1")
+	move := func(from, to string) {
+		if err := os.Rename(from, to); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sensorstest.Recovers(t, source(t, root, cfg), func() { move(dir, dir+"-away") }, func() { move(dir+"-away", dir) })
 }
