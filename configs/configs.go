@@ -69,15 +69,18 @@ type Feed struct {
 
 // Sensor is one source of readings.
 type Sensor struct {
-	Name    string
-	Driver  string
-	Every   time.Duration
-	Bus     int    // bme280
-	Address uint16 // bme280
-	Seed    uint64 // sim
-	// Path, Field, Unit, Scale and Offset are sysfs'.
-	Path, Field, Unit string
-	Scale, Offset     float64
+	Name        string
+	Driver      string
+	Every       time.Duration
+	Bus         int    // bme280
+	Address     uint16 // bme280
+	Seed        uint64 // sim
+	Field, Unit string // sysfs, exec
+	Path        string // sysfs, as Scale and Offset
+	Scale       float64
+	Offset      float64
+	Command     []string // exec, as Timeout
+	Timeout     time.Duration
 }
 
 // Error is what is wrong at one place of a file.
@@ -135,6 +138,8 @@ type raw struct {
 			Unit    *string  `yaml:"unit"`
 			Scale   *float64 `yaml:"scale"`
 			Offset  *float64 `yaml:"offset"`
+			Command []string `yaml:"command"`
+			Timeout string   `yaml:"timeout"`
 		} `yaml:"sensors"`
 	} `yaml:"feeds"`
 }
@@ -143,7 +148,7 @@ type raw struct {
 var keyNames = [...]string{
 	"device", "name", "storage", "path", "max_size", "max_age", "commit", "every", "bytes", "limits", "memory", "feeds", "encoding", "pack",
 	"max_share", "sensors", "driver", "bus", "address", "seed", "buyers", "upload", "upload_per_buyer", "price", "tcp",
-	"field", "unit", "scale", "offset",
+	"field", "unit", "scale", "offset", "command", "timeout",
 }
 
 // Load reads and checks the file.

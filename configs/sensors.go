@@ -29,10 +29,14 @@ func (r *reader) sensors(in *raw, feed int) (out []Sensor) {
 			if s.Path == nil {
 				r.fail(path, "has no path: which file of the kernel's? for example /sys/class/thermal/thermal_zone0/temp")
 			}
+		case "exec":
+			if len(s.Command) == 0 || s.Command[0] == "" {
+				r.fail(path, "has no command: which program, with which arguments? for example [/usr/local/bin/read-meter, --once]")
+			}
 		case "":
-			r.fail(path, "has no driver: bme280, host, sim or sysfs")
+			r.fail(path, "has no driver: bme280, host, sim, sysfs or exec")
 		default:
-			r.fail(path+".driver", "%q is unknown: bme280, host, sim or sysfs", s.Driver)
+			r.fail(path+".driver", "%q is unknown: bme280, host, sim, sysfs or exec", s.Driver)
 		}
 		if s.Bus != nil {
 			o.Bus = *s.Bus
@@ -49,33 +53,35 @@ func (r *reader) sensors(in *raw, feed int) (out []Sensor) {
 			o.Seed = *s.Seed
 			r.only(path+".seed", s.Driver, "sim")
 		}
-		r.sysfs(in, feed, i, path, &o)
+		r.named(in, feed, i, path, &o)
 		out = append(out, o)
 	}
 	return out
 }
 
-// only refuses a key that another driver has.
-func (r *reader) only(path, driver, owner string) {
-	if driver != owner {
-		r.fail(path, "belongs to driver %s, not %s", owner, driver)
+// only refuses a key that other drivers have.
+func (r *reader) only(path, driver string, owners ...string) {
+	if !slices.Contains(owners, driver) {
+		r.fail(path, "belongs to driver %s, not %s", strings.Join(owners, " and "), driver)
 	}
 }
 
-// sysfs reads the keys of driver sysfs.
-func (r *reader) sysfs(in *raw, feed, i int, at string, o *Sensor) {
+// named reads the keys of drivers that do not know what they measure.
+func (r *reader) named(in *raw, feed, i int, at string, o *Sensor) {
 	s := &in.Feeds[feed].Sensors[i]
 	o.Field, o.Scale = "value", 1
-	text := func(key string, from, to *string) {
-		if from == nil {
-			return
-		}
-		*to = *from
-		r.only(at+"."+key, s.Driver, "sysfs")
+	if s.Field != nil {
+		o.Field = *s.Field
+		r.only(at+".field", s.Driver, "sysfs", "exec")
 	}
-	text("path", s.Path, &o.Path)
-	text("field", s.Field, &o.Field)
-	text("unit", s.Unit, &o.Unit)
+	if s.Unit != nil {
+		o.Unit = *s.Unit
+		r.only(at+".unit", s.Driver, "sysfs", "exec")
+	}
+	if s.Path != nil {
+		o.Path = *s.Path
+		r.only(at+".path", s.Driver, "sysfs")
+	}
 	if s.Scale != nil {
 		o.Scale = *s.Scale
 		r.only(at+".scale", s.Driver, "sysfs")
@@ -84,14 +90,18 @@ func (r *reader) sysfs(in *raw, feed, i int, at string, o *Sensor) {
 		o.Offset = *s.Offset
 		r.only(at+".offset", s.Driver, "sysfs")
 	}
-	if s.Driver != "sysfs" {
-		return
+	if s.Command != nil {
+		o.Command = s.Command
+		r.only(at+".command", s.Driver, "exec")
+	}
+	if o.Timeout = r.duration(at+".timeout", s.Timeout, 10*time.Second, 100*time.Millisecond); s.Timeout != "" {
+		r.only(at+".timeout", s.Driver, "exec")
 	}
 	if _, err := path.Match(o.Path, ""); s.Path != nil && (err != nil || !path.IsAbs(o.Path)) {
 		r.fail(at+".path", "%q is not an absolute path, in which * and ? may stand for letters", o.Path)
 	}
-	if !validName(strings.Replace(o.Field, "*", "x", 1)) {
-		r.fail(at+".field", "%q is not a name: letters, digits, - and _ only, and one * for what tells several files apart", o.Field)
+	if !validName(strings.Replace(o.Field, "*", "x", 1)) || s.Driver == "exec" && strings.Contains(o.Field, "*") {
+		r.fail(at+".field", "%q is not a name: letters, digits, - and _ only; for sysfs one * for what tells several files apart", o.Field)
 	}
 	if o.Scale == 0 {
 		r.fail(at+".scale", "0 makes every value 0: write 0.001 where the kernel has thousandths, or leave it out")

@@ -13,3 +13,16 @@ const units = ` m kg g s A K cd mol Hz rad sr N Pa J W C V F Ohm S Wb T H Cel lm
 func KnownUnit(unit string) bool {
 	return unit == "" || !strings.ContainsAny(unit, " \n") && strings.Contains(strings.ReplaceAll(units, "\n", " "), " "+unit+" ")
 }
+
+// ValidName tells whether SenML takes a name (RFC 8428, section 4.5.1).
+func ValidName(name string) bool {
+	for i, c := range name {
+		switch {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9':
+		case i > 0 && strings.ContainsRune("-:./_", c):
+		default:
+			return false
+		}
+	}
+	return name != ""
+}

@@ -22,6 +22,7 @@ import (
 	"dazaar-edge/protocol/replicate"
 	"dazaar-edge/sensors"
 	"dazaar-edge/sensors/bme280"
+	"dazaar-edge/sensors/exec"
 	"dazaar-edge/sensors/host"
 	"dazaar-edge/sensors/sim"
 	"dazaar-edge/sensors/sysfs"
@@ -202,6 +203,8 @@ func source(sc configs.Sensor, disk string) (sensors.Source, error) {
 		return host.New("/", disk), nil
 	case "sysfs":
 		return sysfs.New(sysfs.Config{Path: sc.Path, Name: sc.Field, Unit: sc.Unit, Scale: sc.Scale, Offset: sc.Offset})
+	case "exec":
+		return exec.New(exec.Config{Command: sc.Command, Name: sc.Field, Unit: sc.Unit, Timeout: sc.Timeout})
 	default:
 		return sim.New(sc.Seed), nil
 	}

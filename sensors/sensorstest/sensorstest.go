@@ -4,15 +4,11 @@ package sensorstest
 import (
 	"context"
 	"math"
-	"regexp"
 	"testing"
 	"time"
 
 	"dazaar-edge/sensors"
 )
-
-// name is what SenML takes for a name (RFC 8428, section 4.5.1).
-var name = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9:./_-]*$`)
 
 // qualities are the flags that readings may have.
 var qualities = map[string]bool{"range": true, "flatline": true, "jump": true, "stale": true, "dup": true, "clock": true, "simulated": true}
@@ -29,7 +25,7 @@ func Run(t *testing.T, s sensors.Source) {
 		seen := map[string]bool{}
 		var now []string
 		for _, r := range got {
-			if !name.MatchString(r.Name) || seen[r.Name] {
+			if !sensors.ValidName(r.Name) || seen[r.Name] {
 				t.Errorf("%q is no name of SenML, or there twice", r.Name)
 			}
 			seen[r.Name] = true
