@@ -16,7 +16,8 @@ const (
 	typeClose
 )
 
-// maxMerged is how large a frame may grow by what is queued.
+// maxMerged is how large a frame of small messages may grow, unless one alone is
+// larger: every peer reads 64 KiB.
 const maxMerged = 32 << 10
 
 // Batch is a frame under construction. Only a [Producer] gets one.
@@ -31,7 +32,8 @@ type Batch struct {
 	first   int      // where the first entry's message begins
 	begin   int      // where the open entry's message begins
 	prefix  int      // length of the open entry's length field
-	from    uint64   // channel of the producer that is asked
+	who     *Channel // whose producer is asked; nil is nobody's
+	from    uint64   // its number
 	begun   bool     // a message was begun at undo, behind one of channel undoCh
 	undo    int
 	undoCh  uint64
@@ -75,20 +77,28 @@ func (b *Batch) seal() {
 	b.buf, b.n = nil, 0
 }
 
-// catchUp puts what was sent since the frame was begun before what comes next:
-// a handler that sends and then produces is heard in this order.
-func (b *Batch) catchUp() {
+// catchUp puts what was sent since the frame was begun before what comes next, a
+// message of about size bytes: a handler that sends and then produces is heard in
+// this order. Of a channel that was closed meanwhile the last words are before its
+// close, which is queued; behind it the number may be another channel's.
+func (b *Batch) catchUp(size int) {
 	if b.m == nil || b.m.pending.Load() == 0 {
 		return
 	}
 	b.m.mu.Lock()
 	defer b.m.mu.Unlock()
+	if b.who != nil && b.who.closed {
+		return
+	}
 	for i := range b.m.queue {
 		q := &b.m.queue[i]
 		if len(b.buf)+len(q.buf) > maxMerged {
 			b.seal()
 		}
 		b.merge(q)
+	}
+	if len(b.buf)+size > maxMerged {
+		b.seal()
 	}
 	b.m.queue = b.m.queue[:0]
 	b.m.setQueued(0)
@@ -156,7 +166,7 @@ func (b *Batch) Begin(typ uint64, size int) []byte {
 	if b.begun {
 		b.buf, b.ch = b.buf[:b.undo], b.undoCh
 	}
-	b.catchUp()
+	b.catchUp(size)
 	b.begun, b.undo, b.undoCh = true, len(b.buf), b.ch
 	return b.open(b.from, typ, size)
 }
@@ -185,7 +195,8 @@ func (b *Batch) Full() bool { return b.size+len(b.buf) >= frameTarget }
 const fewBytes = 2 << 10
 
 // Fits tells whether a message of size bytes may be framed now: with what is on
-// its way it does not exceed the window, or next to nothing is on its way.
+// its way it does not exceed the window, but for what is queued, or next to nothing
+// is on its way.
 func (b *Batch) Fits(size int) bool {
 	ok := b.window == 0 || b.backlog+b.size+len(b.buf)+size <= b.window || b.backlog < fewBytes && b.charged == 0
 	b.refused = !ok

@@ -71,8 +71,8 @@ type Config struct {
 	Accept func(protocol string, id []byte) (wait bool)
 	// MaxChannels bounds the channels of each side; 0 is 128.
 	MaxChannels int
-	// MaxQueue bounds the bytes of small messages that wait to be sent; 0 is
-	// 128 KiB.
+	// MaxQueue bounds the bytes of small messages that wait to be sent, besides
+	// those of the frame that is being written; 0 is 128 KiB.
 	MaxQueue int
 	// Window, if not 0, bounds the bytes that are sent and not acknowledged
 	// when producers are asked: see [Batch.Fits].
@@ -233,7 +233,7 @@ func (m *Mux) send(ch, typ uint64, payload []byte) error {
 		m.stream.Close()
 		return m.err
 	}
-	if n := len(m.queue); n == 0 || m.queue[n-1].Full() {
+	if n := len(m.queue); n == 0 || m.queue[n-1].Full() || len(m.queue[n-1].buf)+len(payload) > maxMerged {
 		m.queue = slices.Grow(m.queue, 1)[:n+1]
 		m.queue[n].reset()
 	}

@@ -105,8 +105,124 @@ func TestOrder(t *testing.T) {
 				}
 			}
 		}
-		if most := tap.most.Load(); most > maxMerged+maxSend {
+		if most := tap.most.Load(); most > 64<<10 {
 			t.Errorf("seed %d: a frame of %d bytes", seed, most)
 		}
+	}
+}
+
+// once is a producer whose f is called the first time that it is asked.
+type once struct {
+	*recorder
+	f    func(b *Batch)
+	done bool
+}
+
+func (p *once) Produce(b *Batch) (none time.Time) {
+	if !p.done {
+		p.done = true
+		p.f(b)
+	}
+	return none
+}
+
+// TestLastWords: what a channel still produces while it is closed arrives on no
+// channel that got its number.
+func TestLastWords(t *testing.T) {
+	sa, sb := streams(1000)
+	a, b := New(sa, Config{}), run(t, New(sb, takeAll))
+	asked, closed, said := make(chan bool), make(chan bool), make(chan bool)
+	p := &once{recorder: newRecorder(), f: func(b *Batch) {
+		asked <- true
+		<-closed
+		b.End(append(b.Begin(7, 3), "old"...), 3)
+		close(said)
+	}}
+	x, y := newRecorder(), newRecorder()
+	cx, _ := pairUp(t, a, b, "x", p, x)
+	run(t, a)
+	cx.Wake()
+	<-asked
+	cx.Close()
+	cy, _ := pairUp(t, a, b, "y", newRecorder(), y)
+	if cy.local != cx.local {
+		t.Fatal("the number is not used again")
+	}
+	closed <- true
+	<-said
+	if err := cy.Send(1, []byte("new")); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := y.wait(2), []string{"opened ", "1 new"}; !slices.Equal(got, want) {
+		t.Errorf("heard %q, want %q", got, want)
+	}
+	if got := x.wait(2); got[1] != "7 old" {
+		t.Errorf("heard %q before the close", got)
+	}
+}
+
+// TestFullByOthers: a producer that found the frame full of what others sent is
+// asked again.
+func TestFullByOthers(t *testing.T) {
+	sa, sb := streams(1000)
+	a, b := New(sa, Config{}), run(t, New(sb, takeAll))
+	r := newRecorder()
+	todo := 3
+	var ch *Channel
+	p := &again{recorder: newRecorder()}
+	p.f = func(b *Batch) {
+		if todo == 3 {
+			ch.Send(1, make([]byte, 20_000)) //nolint:errcheck // the test would wait for it
+			b.Begin(7, 3)                    // and thinks better of it
+		}
+		for ; todo > 0 && !b.Full(); todo-- {
+			b.End(append(b.Begin(7, 3), "new"...), 3)
+		}
+	}
+	ch, _ = pairUp(t, a, b, "x", p, r)
+	run(t, a)
+	ch.Wake()
+	r.wait(1 + 1 + 3)
+}
+
+// again is a producer that calls f each time.
+type again struct {
+	*recorder
+	f func(b *Batch)
+}
+
+func (p *again) Produce(b *Batch) (none time.Time) {
+	p.f(b)
+	return none
+}
+
+// TestFramesAreRead: no frame of messages that everybody reads is larger than what
+// everybody reads.
+func TestFramesAreRead(t *testing.T) {
+	for name, f := range map[string]func(ch *Channel, b *Batch){
+		"sent and produced": func(ch *Channel, b *Batch) {
+			ch.Send(1, make([]byte, maxSend)) //nolint:errcheck // the test would wait for it
+			b.End(append(b.Begin(7, 40<<10), make([]byte, 40<<10)...), 0)
+		},
+		"sent twice": func(ch *Channel, b *Batch) {
+			ch.Send(1, make([]byte, frameTarget-8)) //nolint:errcheck // likewise
+			ch.Send(1, make([]byte, maxSend))       //nolint:errcheck // likewise
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			sa, sb := streams(1000)
+			tap := &sized{memory: sa}
+			a, b := New(tap, Config{}), run(t, New(sb, takeAll))
+			r := newRecorder()
+			p := &once{recorder: newRecorder()}
+			ch, _ := pairUp(t, a, b, "x", p, r)
+			p.f = func(b *Batch) { f(ch, b) }
+			run(t, a)
+			ch.Wake()
+			r.wait(3)
+			if n := tap.most.Load(); n > 64<<10 {
+				t.Errorf("a frame of %d bytes", n)
+			}
+		})
 	}
 }

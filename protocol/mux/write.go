@@ -211,11 +211,11 @@ func (w *writer) produce(now time.Time) (next time.Time, full bool) {
 		if c == nil {
 			return at, full
 		}
-		w.b.from, w.b.refused, w.b.made = c.local, false, 0
+		w.b.who, w.b.from, w.b.refused, w.b.made = c, c.local, false, 0
 		t := c.producer.Produce(&w.b)
 		w.b.abandon()
 		m.mu.Lock()
-		if w.b.made > 0 || w.b.refused {
+		if w.b.made > 0 || w.b.refused || w.b.Full() {
 			c.ready = true // it may have more
 		} else {
 			c.next = t
