@@ -6,6 +6,7 @@ import (
 	"crypto/ed25519"
 	"encoding/hex"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -280,6 +281,8 @@ func TestStrangers(t *testing.T) {
 	t.Logf("10,000 strangers in %v: %d admitted, %d refused, %d shook hands, 0 bytes of data; memory %+d KiB", took.Round(time.Second), admitted, refused, in, growth)
 }
 
+var quiet = flag.Bool("quiet", false, "nothing else runs on this machine: hold to the budget of CPU itself")
+
 // TestStrangersCost measures what a stranger costs the seller, above what the
 // kernel takes for the same connections: a process that only accepts and resets,
 // and one that exchanges as many bytes, are measured beside it.
@@ -332,9 +335,11 @@ func TestStrangersCost(t *testing.T) {
 	}
 	slices.Sort(more)
 	t.Logf("one that is admitted costs %v, those of all kinds mixed; the dearest kind %v above a bare exchange", mixed, more[1])
-	// The budget is 0.6 ms, on a machine that does nothing else. Here other tests
-	// share its cores and caches, and a stray median of 0.7 was seen.
-	if more[1] > 900*time.Microsecond {
+	limit := 600 * time.Microsecond
+	if !*quiet { // other tests share cores and caches: a median of 0.7 ms was seen
+		limit = 900 * time.Microsecond
+	}
+	if more[1] > limit {
 		t.Errorf("one that is admitted costs %v more than a bare exchange", more[1])
 	}
 }
