@@ -85,14 +85,22 @@ func TestMemory(t *testing.T) {
 	}
 	one.leave()
 	before := o.report("memory")
+	for range 5 {
+		before.RSS = min(before.RSS, o.report("memory").RSS)
+	}
 	c := newCrowd(t, address, idle, 199_000, nil)
 	for c.blocks.Load() < idle*1000 {
 		time.Sleep(10 * time.Millisecond)
 	}
 	time.Sleep(11 * time.Second) // until they are known to be idle
+	// Each collection halves the stacks that are not used: a few later they are
+	// what they are for good.
 	after := o.report("memory")
 	if n := after.Stats.Buyers; n != idle {
 		t.Fatalf("%d buyers", n)
+	}
+	for range 5 {
+		after.RSS = min(after.RSS, o.report("memory").RSS)
 	}
 	each := (after.RSS - before.RSS) / idle
 	t.Logf("a buyer that waits takes %d KiB", each)
