@@ -270,7 +270,7 @@ var (
 // Pay pays an invoice of this wallet, with msat or, if that is 0, what it asks for,
 // and returns the preimage.
 func (n *Node) Pay(request string, msat uint64) (preimage [32]byte, err error) {
-	x, err := n.accept(request, msat)
+	x, err := n.Accept(request, msat)
 	if err != nil {
 		return preimage, err
 	}
@@ -280,10 +280,6 @@ func (n *Node) Pay(request string, msat uint64) (preimage [32]byte, err error) {
 // Accept is the first half of a payment, which can still be taken back: money is on
 // its way, and not there.
 func (n *Node) Accept(request string, msat uint64) (hash [32]byte, err error) {
-	return n.accept(request, msat)
-}
-
-func (n *Node) accept(request string, msat uint64) (hash [32]byte, err error) {
 	v, err := bolt11.Parse(request)
 	if err != nil {
 		return hash, err
