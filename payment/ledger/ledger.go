@@ -4,13 +4,16 @@
 // # Records
 //
 // In the bucket "invoices", by payment hash, a [Row] as JSON. In "meter/OFFER", by
-// the buyer's key: LE64 number of the record, then the meter's state. In "cursors",
-// by the gateway's name, how far its events were taken.
+// the buyer's key: LE64 number of the record, then the meter's state. In
+// "contract/OFFER" a [Contract] as JSON. In "cursors", by the gateway's name, how
+// far its events were taken. In "clock" for how many ms the books were open.
 //
 // A payment is credited in one transaction with its row and the cursor: once,
-// however often it is told of.
+// however often it is told of. What blocks take changes often: such records ride on
+// the commits of the offer's log ([Marks]), if they are small, and the one with the
+// higher number counts.
 //
-// Source: specs/lightning.md, S1 to S17.
+// Source: DESIGN.md, "Storage" and "Money"; specs/lightning.md, S1 to S17.
 package ledger
 
 import (
@@ -55,6 +58,8 @@ type Row struct {
 	Request string      `json:"request"` // BOLT 11
 	Msat    uint64      `json:"msat,string"`
 	Price   meter.Price `json:"price"`
+	// History is how much from before the first payment is included.
+	History History     `json:"history"`
 	Card    uint64      `json:"card"` // version
 	Terms   *jcs.Hex32  `json:"terms"`
 	Made    time.Time   `json:"made"`
@@ -65,19 +70,31 @@ type Row struct {
 	SettledAt *time.Time `json:"settledAt,omitempty"`
 }
 
+// History is a duration in ms, or [All].
+type History int64
+
+// All is everything there is.
+const All History = -1
+
 const (
 	rows    = "invoices"
 	cursors = "cursors"
+	clocks  = "clock"
 )
 
 func meters(offer string) string { return "meter/" + offer }
 
 // Ledger is the books of a device. All methods are safe for concurrent use.
 type Ledger struct {
-	db *db.DB
+	db   *db.DB
+	mono func() time.Duration
 
-	mu    sync.Mutex // held while a transaction runs, and then what it changed is
-	sales map[saleKey]*Sale
+	// mu is held while a transaction runs, and then what it changed is.
+	mu     sync.Mutex
+	sales  map[saleKey]*Sale // guarded by mu, like all below
+	offers map[string]Offer
+	base   uint64        // ms that the books were open before since
+	since  time.Duration // by mono
 }
 
 type saleKey struct {
@@ -85,8 +102,84 @@ type saleKey struct {
 	buyer [32]byte
 }
 
+// Config says which books. DB is required.
+type Config struct {
+	DB *db.DB
+	// Mono is a monotonic clock; nil is the process's.
+	Mono func() time.Duration
+}
+
+// Offer is what the books know of an offer whose log is open.
+type Offer struct {
+	// Marks keep what changes often; nil leaves all to the database.
+	Marks Marks
+	// Begin returns the first block that a first payment includes now, and the
+	// first one at the live price.
+	Begin func(h History) (from, start uint64)
+}
+
+// Marks are small values that become durable with the commits of a log.
+type Marks interface {
+	// Mark returns a value; nil if there is none.
+	Mark(key string) []byte
+	RemoveMark(key string)
+}
+
+// Limits of a mark, in bytes.
+const maxMark = 128
+
 // New returns the books in a database.
-func New(d *db.DB) *Ledger { return &Ledger{db: d, sales: map[saleKey]*Sale{}} }
+func New(cfg Config) (*Ledger, error) {
+	l := &Ledger{db: cfg.DB, mono: cfg.Mono, sales: map[saleKey]*Sale{}, offers: map[string]Offer{}}
+	if l.mono == nil {
+		start := time.Now()
+		l.mono = func() time.Duration { return time.Since(start) }
+	}
+	l.since = l.mono()
+	err := l.db.View(func(tx *db.Tx) error {
+		b, err := tx.Get(clocks, []byte(clocks))
+		if err == nil && len(b) == 8 {
+			l.base = binary.LittleEndian.Uint64(b)
+		}
+		return err
+	})
+	return l, err
+}
+
+// Register says that an offer's log is open, before any sale of it is used.
+func (l *Ledger) Register(name string, o Offer) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.offers[name] = o
+}
+
+// Clock returns for how many ms the books have been open, ever; after a crash it
+// may be behind by up to an hour.
+func (l *Ledger) Clock() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.clock()
+}
+
+// clock is Clock with mu held.
+func (l *Ledger) clock() uint64 { return l.base + uint64((l.mono() - l.since).Milliseconds()) }
+
+// update runs a transaction, which notes the clock, too. mu is held.
+func (l *Ledger) update(f func(tx *db.Tx) error) error {
+	return l.db.Update(func(tx *db.Tx) error {
+		if err := tx.Put(clocks, []byte(clocks), binary.LittleEndian.AppendUint64(nil, l.clock())); err != nil {
+			return err
+		}
+		return f(tx)
+	})
+}
+
+// Tick notes the clock. It is to be called every hour.
+func (l *Ledger) Tick() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.update(func(*db.Tx) error { return nil })
+}
 
 func getRow(tx *db.Tx, hash []byte) (r Row, ok bool, err error) {
 	b, err := tx.Get(rows, hash)
@@ -125,7 +218,7 @@ func (l *Ledger) Issue(r Row) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	r.State, r.Paid, r.SettledAt = Open, 0, nil
-	return l.db.Update(func(tx *db.Tx) error {
+	return l.update(func(tx *db.Tx) error {
 		s, err := l.sale(tx, r.Offer, r.Buyer)
 		if err != nil {
 			return err
@@ -171,7 +264,7 @@ func (l *Ledger) Rows(f func(r Row, err error) bool) error {
 func (l *Ledger) Expire(hash [32]byte) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.db.Update(func(tx *db.Tx) error {
+	return l.update(func(tx *db.Tx) error {
 		r, ok, err := getRow(tx, hash[:])
 		if err != nil || !ok || r.State != Open {
 			return err
@@ -200,8 +293,9 @@ func (l *Ledger) Settle(p Payment) (r Row, credited bool, err error) {
 	defer l.mu.Unlock()
 	var s *Sale
 	var after record
+	var credit func(*meter.State) error
 	unknown := false
-	err = l.db.Update(func(tx *db.Tx) error {
+	err = l.update(func(tx *db.Tx) error {
 		s, credited, unknown = nil, false, false
 		if p.Cursor != "" {
 			if err := tx.Put(cursors, []byte(p.Gateway), []byte(p.Cursor)); err != nil {
@@ -226,22 +320,56 @@ func (l *Ledger) Settle(p Payment) (r Row, credited bool, err error) {
 		if s, err = l.sale(tx, r.Offer, r.Buyer); err != nil {
 			return err
 		}
+		credit = l.credit(r, p.Msat)
 		after = s.next()
-		if err := after.state.Credit(r.Price, p.Msat); err != nil {
+		if err := credit(&after.state); err != nil {
 			return err
 		}
 		credited = true
 		return tx.Put(meters(r.Offer), r.Buyer[:], after.encode())
 	})
+	if err != nil && credited && l.landed(r, after.number) {
+		err = nil
+	}
 	switch {
 	case err != nil:
 		return Row{}, false, err
 	case unknown:
 		return Row{}, false, fmt.Errorf("%w: %x", ErrUnknown, p.Hash)
 	case credited:
-		s.saved(after, r.Price, p.Msat)
+		s.apply(credit)
 	}
 	return r, credited, nil
+}
+
+// credit returns what a payment for r does to a meter. mu is held.
+func (l *Ledger) credit(r Row, msat uint64) func(*meter.State) error {
+	now := l.clock()
+	begin := func(*meter.State) {}
+	if o := l.offers[r.Offer]; o.Begin != nil {
+		from, start := o.Begin(r.History)
+		begin = func(s *meter.State) { s.Begin(from, start) }
+	}
+	return func(s *meter.State) error {
+		s.Advance(now)
+		begin(s)
+		return s.Credit(r.Price, msat)
+	}
+}
+
+// landed tells whether a transaction that failed left its record all the same: a
+// sync may fail when the pages are written.
+func (l *Ledger) landed(r Row, number uint64) (ok bool) {
+	err := l.db.View(func(tx *db.Tx) error {
+		b, err := tx.Get(meters(r.Offer), r.Buyer[:])
+		if err != nil {
+			return err
+		}
+		got, err := parseRecord(b)
+		ok = err == nil && got.number == number
+		return err
+	})
+	return ok && err == nil
 }
 
 // Cursor returns how far a gateway's events were taken.

@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"fmt"
 	"sync"
 
 	"dazaar-edge/payment/meter"
@@ -8,7 +9,7 @@ import (
 )
 
 // Sale is one buyer's meter of one offer while somebody uses it. What blocks take
-// is durable at the next Checkpoint; what a payment adds is durable when it is
+// is durable at the next checkpoint; what a payment adds is durable when it is
 // there. All methods are safe for concurrent use.
 type Sale struct {
 	l     *Ledger
@@ -17,8 +18,10 @@ type Sale struct {
 
 	mu     sync.Mutex
 	state  meter.State // guarded by mu, like all below
-	number uint64      // of the record that is durable
-	dirty  bool        // state is ahead of it
+	number uint64      // of the newest record, durable or on its way
+	dirty  bool        // state is ahead of that
+	riding bool        // and that is a mark which is not yet durable
+	marked bool        // the newest record is a mark, not in the database
 	served uint64      // bytes since then
 }
 
@@ -47,28 +50,46 @@ func (l *Ledger) sale(tx *db.Tx, offer string, buyer [32]byte) (*Sale, error) {
 	}
 	s := &Sale{l: l, key: key}
 	b, err := tx.Get(meters(offer), buyer[:])
-	if err != nil || b == nil {
+	if err != nil {
 		return s, err
 	}
-	r, err := parseRecord(b)
+	var r record
+	if b != nil {
+		if r, err = parseRecord(b); err != nil {
+			return s, fmt.Errorf("meter of %x: %w", buyer, err)
+		}
+	}
+	if m := l.offers[offer].Marks; m != nil {
+		if b := m.Mark(string(buyer[:])); b != nil {
+			// A damaged mark is one that is not there: the database is behind by a
+			// checkpoint at most.
+			if ride, err := parseRecord(b); err == nil && ride.number > r.number {
+				r, s.marked = ride, true
+			}
+		}
+	}
 	s.state, s.number = r.state, r.number
-	return s, err
+	if !s.state.Timed() {
+		s.state.Advance(l.clock()) // nothing runs; what is bought next runs from now on
+	}
+	return s, nil
 }
 
-// next returns the record to write, as things stand.
+// next returns the record to write, as things stand. Its number is above that of
+// every record with less in it.
 func (s *Sale) next() record {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return record{s.number + 1, s.state.Clone()}
+	s.number++
+	return record{s.number, s.state.Clone()}
 }
 
-// saved notes that r, which has a payment that the state has not yet, is durable.
-func (s *Sale) saved(r record, p meter.Price, msat uint64) {
+// apply takes over what a durable payment does.
+func (s *Sale) apply(credit func(*meter.State) error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	// Blocks may have been charged meanwhile: that is for the next record.
-	s.state.Credit(p, msat) //nolint:errcheck // it went into r, and lots only get fewer
-	s.number = r.number
+	credit(&s.state) //nolint:errcheck // it went into the record, and lots only get fewer
 }
 
 func (s *Sale) lots() int {
@@ -77,8 +98,9 @@ func (s *Sale) lots() int {
 	return len(s.state.Lots)
 }
 
-// State returns a copy of the meter.
+// State returns a copy of the meter, as it is now.
 func (s *Sale) State() meter.State {
+	s.Advance()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.state.Clone()
@@ -96,19 +118,26 @@ func (s *Sale) Admit(i uint64, w meter.Weight) bool {
 	return ok
 }
 
-// Elapse is [meter.State.Elapse].
-func (s *Sale) Elapse(ms uint64) {
+// Advance takes what passed from credit that runs by the clock, and tells whether
+// there is any.
+func (s *Sale) Advance() bool {
+	now := s.l.Clock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.state.Elapse(ms)
+	if !s.state.Timed() {
+		return false
+	}
+	s.state.Advance(now)
 	s.dirty = true
+	return true
 }
 
-// Served returns how many bytes were passed since the last checkpoint.
-func (s *Sale) Served() uint64 {
+// Dry tells whether nothing is left.
+func (s *Sale) Dry() bool {
+	s.Advance()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.served
+	return s.state.Dry()
 }
 
 // Change changes the meter and makes it durable, or leaves it as it was: for a
@@ -118,49 +147,135 @@ func (s *Sale) Change(f func(*meter.State)) error {
 	defer s.l.mu.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r := record{s.number + 1, s.state.Clone()}
+	s.number++
+	r := record{s.number, s.state.Clone()}
 	f(&r.state)
-	if err := s.put(r); err != nil {
+	if err := s.l.put(s.key.offer, map[*Sale]record{s: r}); err != nil {
 		return err
 	}
-	s.state, s.number, s.dirty, s.served = r.state, r.number, false, 0
+	s.state, s.dirty, s.riding, s.marked, s.served = r.state, false, false, false, 0
 	return nil
 }
 
-// Checkpoint makes durable what was charged.
+// put writes records of an offer. mu is held.
+func (l *Ledger) put(offer string, records map[*Sale]record) error {
+	return l.update(func(tx *db.Tx) error {
+		for s, r := range records {
+			if err := tx.Put(meters(offer), s.key.buyer[:], r.encode()); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// Ride is called before each commit of an offer's log, with what sets a mark: it
+// notes what was charged. What finds no room there goes to the database.
+func (l *Ledger) Ride(offer string, set func(key string, value []byte) error) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	rest := map[*Sale]record{}
+	for _, s := range l.sales {
+		if s.key.offer != offer {
+			continue
+		}
+		s.mu.Lock()
+		if s.dirty {
+			s.number++
+			r := record{s.number, s.state.Clone()}
+			b := r.encode()
+			if len(b) > maxMark || set(string(s.key.buyer[:]), b) != nil {
+				rest[s] = r
+			} else {
+				s.riding, s.marked = true, true
+			}
+			s.dirty, s.served = false, 0
+		}
+		s.mu.Unlock()
+	}
+	if len(rest) == 0 {
+		return nil
+	}
+	err := l.put(offer, rest)
+	if err != nil {
+		for s := range rest {
+			s.mu.Lock()
+			s.dirty = true
+			s.mu.Unlock()
+		}
+	}
+	return err
+}
+
+// Landed says whether the commit after Ride succeeded.
+func (l *Ledger) Landed(offer string, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, s := range l.sales {
+		if s.key.offer == offer {
+			s.mu.Lock()
+			s.dirty = s.dirty || s.riding && err != nil
+			s.riding = false
+			s.mu.Unlock()
+		}
+	}
+}
+
+// Served returns how many bytes of an offer were passed since the last checkpoint
+// that began.
+func (l *Ledger) Served(offer string) (n uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, s := range l.sales {
+		if s.key.offer == offer {
+			s.mu.Lock()
+			n += s.served
+			s.mu.Unlock()
+		}
+	}
+	return n
+}
+
+// Checkpoint makes durable, in the database, what was charged.
 func (s *Sale) Checkpoint() error {
 	s.l.mu.Lock()
 	defer s.l.mu.Unlock()
+	return s.checkpoint()
+}
+
+// checkpoint is Checkpoint with l.mu held.
+func (s *Sale) checkpoint() error {
 	s.mu.Lock()
-	dirty, served, r := s.dirty, s.served, record{s.number + 1, s.state.Clone()}
-	s.dirty, s.served = false, 0
-	s.mu.Unlock() // the disk may be slow, and blocks are passed meanwhile
-	if !dirty {
+	if !s.dirty && !s.marked {
+		s.mu.Unlock()
 		return nil
 	}
-	err := s.put(r)
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.number++
+	r := record{s.number, s.state.Clone()}
+	s.dirty, s.riding, s.marked, s.served = false, false, false, 0
+	s.mu.Unlock() // the disk may be slow, and blocks are passed meanwhile
+	err := s.l.put(s.key.offer, map[*Sale]record{s: r})
 	if err != nil {
-		s.dirty, s.served = true, s.served+served
-		return err
+		s.mu.Lock()
+		s.dirty = true
+		s.mu.Unlock()
 	}
-	s.number = r.number
-	return nil
+	return err
 }
 
-// put writes a record. l.mu is held.
-func (s *Sale) put(r record) error {
-	return s.l.db.Update(func(tx *db.Tx) error { return tx.Put(meters(s.key.offer), s.key.buyer[:], r.encode()) })
-}
-
-// Close checkpoints; the last user's forgets what is in memory.
+// Close ends the use of the sale. The last user's makes it durable in the database
+// and forgets what is in memory; nobody charges it any more.
 func (s *Sale) Close() error {
-	err := s.Checkpoint()
 	s.l.mu.Lock()
 	defer s.l.mu.Unlock()
-	if s.users--; s.users == 0 {
-		delete(s.l.sales, s.key)
+	if s.users--; s.users > 0 {
+		return nil
+	}
+	delete(s.l.sales, s.key)
+	marked := s.marked
+	err := s.checkpoint()
+	if m := s.l.offers[s.key.offer].Marks; marked && m != nil && err == nil {
+		m.RemoveMark(string(s.key.buyer[:]))
 	}
 	return err
 }

@@ -47,14 +47,21 @@ type Trial struct{ From, Span, Bytes uint64 }
 
 // State is a sale's meter. The zero value has no credit.
 type State struct {
-	// Start is the first block that costs the live price: the length of the log
-	// at the purchase. Blocks before it cost that of history.
-	Start uint64
+	// Begun: something was paid once, and From and Start are known. From is the
+	// first block that the sale includes, Start the first one that costs the live
+	// price: the length of the log at the first payment. Blocks between cost that
+	// of history.
+	Begun       bool
+	From, Start uint64
 	// Lots are what is left, oldest first.
 	Lots []Lot
 	// Owned: it was paid once, and everything is free.
 	Owned bool
+	// Tried: there was a trial, whatever is left of it.
+	Tried bool
 	Trial Trial
+	// Clock is the seller's clock, in ms, when [State.Advance] was called last.
+	Clock uint64
 	// Delivered are the blocks that were paid for and sent, in order; the newest
 	// one is at Last.
 	Delivered []Range
@@ -103,6 +110,34 @@ func (s *State) tidy() {
 	}
 }
 
+// Begin says what the first payment includes. Later calls change nothing.
+func (s *State) Begin(from, start uint64) {
+	if !s.Begun {
+		s.Begun, s.From, s.Start = true, from, start
+	}
+}
+
+// First returns the first block that may be sent.
+func (s *State) First() uint64 {
+	switch {
+	case s.Begun && s.Trial.Bytes > 0:
+		return min(s.From, s.Trial.From)
+	case s.Begun:
+		return s.From
+	}
+	return s.Trial.From
+}
+
+// Timed tells whether there is credit that runs by the clock.
+func (s *State) Timed() bool {
+	return slices.ContainsFunc(s.Lots, func(l Lot) bool { return l.Price.Unit == Wall })
+}
+
+// Dry tells whether no block that weighs something can be sent.
+func (s *State) Dry() bool {
+	return !s.Owned && (s.Trial.Bytes == 0 || s.Trial.Span == 0) && !slices.ContainsFunc(s.Lots, func(l Lot) bool { return l.Price.Unit != Once && l.Units() > 0 })
+}
+
 // Admit tells whether block i may be sent, and takes what it costs.
 func (s *State) Admit(i uint64, w Weight) bool {
 	if s.delivered(i) && s.Again+w.Bytes <= s.Paid {
@@ -120,12 +155,15 @@ func (s *State) Admit(i uint64, w Weight) bool {
 // charge takes what block i costs, from a trial before credit, and from the oldest
 // credit that suffices.
 func (s *State) charge(i uint64, w Weight) bool {
-	if s.Owned {
+	if s.Owned && i >= s.From {
 		return true
 	}
 	if t := &s.Trial; t.Bytes > 0 && i >= t.From && w.Span <= t.Span && w.Bytes <= t.Bytes {
 		t.Span, t.Bytes = t.Span-w.Span, t.Bytes-w.Bytes
 		return true
+	}
+	if i < s.From {
+		return false
 	}
 	for k, l := range s.Lots {
 		if slices.IndexFunc(s.Lots[:k], func(o Lot) bool { return o.Price.Unit == l.Price.Unit }) < 0 && s.take(i, l.Price.Unit, w) {
@@ -172,9 +210,15 @@ func (s *State) take(i uint64, unit Unit, w Weight) bool {
 	return true
 }
 
-// Elapse takes ms of the seller's clock from what was bought by it, the oldest
-// first.
-func (s *State) Elapse(ms uint64) {
+// Advance sets the seller's clock: what passed since it was set last is taken from
+// what was bought by the clock, the oldest first. A clock that goes back stands
+// still.
+func (s *State) Advance(clock uint64) {
+	if clock <= s.Clock {
+		return
+	}
+	ms := clock - s.Clock
+	s.Clock = clock
 	for k := range s.Lots {
 		l := &s.Lots[k]
 		if l.Price.Unit != Wall || ms == 0 {

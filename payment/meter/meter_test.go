@@ -13,6 +13,7 @@ var steps = flag.Int("steps", 200_000, "how many random steps the meter is compa
 
 // model is the meter as one would write it with rational numbers and sets.
 type model struct {
+	from     uint64
 	start    uint64
 	prices   []Price
 	credit   []*big.Rat // msat
@@ -54,13 +55,16 @@ func (m *model) units(k int, rate uint64) uint64 {
 }
 
 func (m *model) charge(i uint64, w Weight) bool {
-	if m.owned {
+	if m.owned && i >= m.from {
 		return true
 	}
 	if m.trial.Bytes > 0 && i >= m.trial.From && w.Span <= m.trial.Span && w.Bytes <= m.trial.Bytes {
 		m.trial.Span -= w.Span
 		m.trial.Bytes -= w.Bytes
 		return true
+	}
+	if i < m.from {
+		return false
 	}
 	for _, p := range m.prices { // the kinds of credit, the oldest first
 		if p.Unit == Wall {
@@ -156,8 +160,14 @@ func TestModel(t *testing.T) {
 	for done := 0; done < *steps; {
 		var s State
 		m := &model{}
-		s.Start = rng.Uint64N(300)
-		m.start = s.Start
+		if rng.IntN(4) > 0 {
+			from := rng.Uint64N(200)
+			s.Begin(from, from+rng.Uint64N(200))
+			s.Begin(7, 8) // once
+			m.from, m.start = s.From, s.Start
+		}
+		clock := rng.Uint64N(100)
+		s.Advance(clock)
 		if rng.IntN(3) == 0 {
 			s.Trial = Trial{From: rng.Uint64N(500), Span: number(60_000), Bytes: number(64 << 10)}
 			m.trial = s.Trial
@@ -185,7 +195,9 @@ func TestModel(t *testing.T) {
 				m.pay(p, int64(msat))
 			case 1:
 				ms := number(1 << 30)
-				s.Elapse(ms)
+				clock += ms
+				s.Advance(clock)
+				s.Advance(clock - 1) // stands still
 				m.elapse(ms)
 			case 2:
 				next, stride = rng.Uint64N(2000), 1+rng.Uint64N(3)
@@ -244,6 +256,6 @@ func FuzzParse(f *testing.F) {
 			t.Errorf("%+v\ncomes back as %+v, %v", s, again, err)
 		}
 		s.Admit(7, Weight{Readings: 1, Span: 1, Bytes: 1})
-		s.Elapse(10)
+		s.Advance(s.Clock + 10)
 	})
 }

@@ -11,16 +11,19 @@ var ErrState = errors.New("meter: damaged state")
 
 const stateVersion = 1
 
-// Append appends the state: a version, then numbers as uvarints; each lot is unit,
+// Append appends the state: a version, then numbers as uvarints, first flags (1
+// owned, 2 begun, 4 tried); each lot is unit,
 // interval, amount, history and the two halves of its credit, each range its
 // distance from the one before and its length.
 func (s *State) Append(b []byte) []byte {
 	b = append(b, stateVersion)
-	owned := uint64(0)
-	if s.Owned {
-		owned = 1
+	flags := uint64(0)
+	for i, set := range []bool{s.Owned, s.Begun, s.Tried} {
+		if set {
+			flags |= 1 << i
+		}
 	}
-	for _, n := range []uint64{owned, s.Start, s.Trial.From, s.Trial.Span, s.Trial.Bytes, s.Paid, s.Again, uint64(len(s.Lots))} {
+	for _, n := range []uint64{flags, s.From, s.Start, s.Trial.From, s.Trial.Span, s.Trial.Bytes, s.Clock, s.Paid, s.Again, uint64(len(s.Lots))} {
 		b = binary.AppendUvarint(b, n)
 	}
 	for _, l := range s.Lots {
@@ -56,10 +59,11 @@ func Parse(b []byte) (s State, err error) {
 		return n
 	}
 	const any64 = ^uint64(0)
-	s.Owned = next(1) == 1
-	s.Start = next(MaxNumber)
+	flags := next(7)
+	s.Owned, s.Begun, s.Tried = flags&1 != 0, flags&2 != 0, flags&4 != 0
+	s.From, s.Start = next(MaxNumber), next(MaxNumber)
 	s.Trial = Trial{next(MaxNumber), next(MaxNumber), next(MaxNumber)}
-	s.Paid, s.Again = next(MaxNumber), next(MaxNumber)
+	s.Clock, s.Paid, s.Again = next(MaxNumber), next(MaxNumber), next(MaxNumber)
 	for range next(MaxLots) {
 		var l Lot
 		l.Price = Price{Unit(next(uint64(Once))), next(MaxNumber), next(MaxNumber), next(MaxNumber)}
