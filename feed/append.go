@@ -250,7 +250,7 @@ func (l *Log) commitLoop() {
 		}
 		select {
 		case <-l.queue.wake:
-			if l.manyUnsaved() {
+			if l.marksDue() {
 				l.commitMarks()
 			}
 		case <-timer.C:
@@ -265,8 +265,7 @@ const marksEvery = 10 * time.Second
 
 // commitMarks makes signed heads durable without blocks.
 func (l *Log) commitMarks() {
-	l.writeMarks()
-	if err := l.st.Commit(); err != nil {
+	if err := l.commitStorage(); err != nil {
 		l.log.Warn("signed heads are not noted", "log", l.cfg.Dir, "error", err)
 	}
 }
@@ -375,8 +374,7 @@ func (l *Log) appendAll(take []batch) error {
 			i++
 		}
 	}
-	l.writeMarks()
-	return l.st.Commit()
+	return l.commitStorage()
 }
 
 // lastPack is the stamp of the newest pack, if sensed time may be counted from

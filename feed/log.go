@@ -107,6 +107,8 @@ type Log struct {
 	marksMu sync.Mutex        // never held while storage or sales are called
 	signed  map[[32]byte]mark // newest signed heads; guarded by marksMu
 	unsaved map[[32]byte]bool // those not yet in a mark; guarded by marksMu
+	rider   Rider             // guarded by marksMu
+	hurried bool              // CommitMarks was called; guarded by marksMu
 
 	queue queue
 	done  chan struct{} // closed when the committer has ended

@@ -20,6 +20,7 @@ type Reader struct {
 	to    uint64
 	data  []byte
 	ends  []uint32      // of each block in data
+	heft  []storage.Weight
 	tree  []merkle.Node // by place in the tile; the index of those not there is none
 	upper *merkle.Crown // what is above the tile; nil if that is stored
 	path  []merkle.Node
@@ -111,6 +112,16 @@ func (r *Reader) Read(i, levels uint64) ([]byte, []merkle.Node, error) {
 	return r.data[start:r.ends[i-r.from]], r.path, nil
 }
 
+// Weight returns what block i weighs. It is cheap for a block that was just read.
+// Errors are those of [Log.Get].
+func (r *Reader) Weight(i uint64) (storage.Weight, error) {
+	if i >= r.from && i < r.to {
+		return r.heft[i-r.from], nil
+	}
+	_, w, err := r.l.Get(i)
+	return w, err
+}
+
 // none is the index of no node.
 const none = ^uint64(0)
 
@@ -159,9 +170,9 @@ func (r *Reader) load(h head, i uint64) error {
 	}
 	// It is large, or its neighbours are: alone, its tree is of no use.
 	there := false
-	r.data = r.data[:0]
-	err = r.l.Range(i, i+1, func(_ uint64, _ storage.Weight, data []byte) bool {
-		r.data, there = append(r.data, data...), true
+	r.data, r.heft = r.data[:0], r.heft[:0]
+	err = r.l.Range(i, i+1, func(_ uint64, w storage.Weight, data []byte) bool {
+		r.data, r.heft, there = append(r.data, data...), append(r.heft, w), true
 		return true
 	})
 	if err != nil || !there {
@@ -191,7 +202,7 @@ func (r *Reader) fill(h head, i uint64, level uint) error {
 	if cap(r.data) > 4*maxTile {
 		r.data = nil
 	}
-	r.data, r.ends = r.data[:0], r.ends[:0]
+	r.data, r.ends, r.heft = r.data[:0], r.ends[:0], r.heft[:0]
 	size := 2<<level - 1
 	if cap(r.tree) < size {
 		r.tree = make([]merkle.Node, size)
@@ -201,8 +212,8 @@ func (r *Reader) fill(h head, i uint64, level uint) error {
 		r.tree[k].Index = none
 	}
 	to := r.from
-	err := r.l.Range(r.from, end, func(k uint64, _ storage.Weight, data []byte) bool {
-		r.data = append(r.data, data...)
+	err := r.l.Range(r.from, end, func(k uint64, w storage.Weight, data []byte) bool {
+		r.data, r.heft = append(r.data, data...), append(r.heft, w)
 		r.ends = append(r.ends, uint32(len(r.data)))
 		r.tree[2*(k-r.first)] = merkle.Leaf(k, data)
 		to = k + 1

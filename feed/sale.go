@@ -81,12 +81,6 @@ func (l *Log) loadMarks() {
 // maxUnsaved is how many signed heads may wait for a commit.
 const maxUnsaved = 256
 
-func (l *Log) manyUnsaved() bool {
-	l.marksMu.Lock()
-	defer l.marksMu.Unlock()
-	return len(l.unsaved) > maxUnsaved
-}
-
 // writeMarks hands signed heads to the running commit. When there is no room
 // for more, all go to the sales' own store. No lock is held while the storage
 // is called, which may call back.

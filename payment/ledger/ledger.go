@@ -59,12 +59,12 @@ type Row struct {
 	Msat    uint64      `json:"msat,string"`
 	Price   meter.Price `json:"price"`
 	// History is how much from before the first payment is included.
-	History History     `json:"history"`
-	Card    uint64      `json:"card"` // version
-	Terms   *jcs.Hex32  `json:"terms"`
-	Made    time.Time   `json:"made"`
-	Expires time.Time   `json:"expires"`
-	State   State       `json:"state"`
+	History History    `json:"history"`
+	Card    uint64     `json:"card"` // version
+	Terms   *jcs.Hex32 `json:"terms"`
+	Made    time.Time  `json:"made"`
+	Expires time.Time  `json:"expires"`
+	State   State      `json:"state"`
 	// Paid is what came, and SettledAt when this side saw it.
 	Paid      uint64     `json:"paid,string,omitempty"`
 	SettledAt *time.Time `json:"settledAt,omitempty"`

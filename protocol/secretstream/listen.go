@@ -8,6 +8,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"dazaar-edge/protocol/bucket"
 )
 
 // Dial connects to a TCP address and shakes hands.
@@ -91,7 +93,8 @@ func Listen(ln net.Listener, cfg ListenConfig) *Listener {
 	}
 	l := &Listener{ln: ln, cfg: cfg, ready: make(chan *Conn)}
 	l.admission = admission{
-		cfg: &l.cfg, networks: buckets{all: map[netip.Prefix]*bucket{}}, regions: buckets{all: map[netip.Prefix]*bucket{}},
+		cfg: &l.cfg, networks: bucket.NewNetworks(cfg.NetworkPerSecond, cfg.NetworkBurst),
+		regions: bucket.NewNetworks(cfg.PerSecond/2, cfg.Burst/2),
 		favored: map[netip.Prefix]time.Time{},
 	}
 	l.ctx, l.cancel = context.WithCancel(context.Background())
@@ -163,7 +166,7 @@ func (l *Listener) accept() {
 
 // admit finds a place for a handshake; nil if there is none.
 func (l *Listener) admit(raw net.Conn) *pending {
-	p := &pending{network: network(raw.RemoteAddr())}
+	p := &pending{network: bucket.Network(raw.RemoteAddr())}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	full := len(l.pending) >= l.cfg.Handshakes
@@ -238,66 +241,7 @@ func (l *Listener) handshake(raw net.Conn, p *pending) {
 	}
 }
 
-// bucket is a token bucket.
-type bucket struct {
-	rate, burst float64
-	tokens      float64
-	at          time.Time
-}
-
-// fill adds the tokens that came since, and tells whether there is one.
-func (b *bucket) fill(now time.Time) bool {
-	b.tokens = min(b.burst, b.tokens+b.rate*max(0, now.Sub(b.at).Seconds()))
-	b.at = now
-	return b.tokens >= 1
-}
-
-// buckets are those of networks. There are at most maxNetworks.
-type buckets struct {
-	all   map[netip.Prefix]*bucket
-	swept time.Time
-}
-
-// get returns the bucket of p, which is full at first.
-func (s *buckets) get(p netip.Prefix, now time.Time, rate, burst float64) *bucket {
-	b := s.all[p]
-	if b == nil {
-		if len(s.all) >= maxNetworks {
-			s.forget(now)
-		}
-		b = &bucket{rate, burst, burst, now}
-		s.all[p] = b
-	}
-	return b
-}
-
-// forget makes place: of those that are full again after so much time, at most
-// once a second, or of an arbitrary one: the common bucket still holds.
-func (s *buckets) forget(now time.Time) {
-	sweep := now.Sub(s.swept).Abs() >= time.Second
-	if sweep {
-		s.swept = now
-	}
-	for p, b := range s.all {
-		if !sweep {
-			delete(s.all, p)
-			return
-		}
-		if now.Sub(b.at).Seconds()*b.rate > b.burst {
-			delete(s.all, p)
-		}
-	}
-	for p := range s.all {
-		if len(s.all) < maxNetworks {
-			return
-		}
-		delete(s.all, p)
-	}
-}
-
 const (
-	// maxNetworks bounds how many networks, and regions, are remembered.
-	maxNetworks = 1024
 	// maxFavored and favorTime bound which ones are in favor.
 	maxFavored = 1024
 	favorTime  = 24 * time.Hour
@@ -306,10 +250,10 @@ const (
 // admission holds the buckets.
 type admission struct {
 	cfg      *ListenConfig
-	common   *bucket
-	known    *bucket // in the place of common, for those in favor
-	networks buckets
-	regions  buckets
+	common   *bucket.Bucket
+	known    *bucket.Bucket // in the place of common, for those in favor
+	networks *bucket.Networks
+	regions  *bucket.Networks
 	favored  map[netip.Prefix]time.Time // until when
 }
 
@@ -317,43 +261,19 @@ type admission struct {
 func (a *admission) admit(addr net.Addr, now time.Time) bool {
 	c := a.cfg
 	if a.common == nil {
-		a.common, a.known = &bucket{c.PerSecond, c.Burst, c.Burst, now}, &bucket{c.PerSecond, c.Burst, c.Burst, now}
+		a.common, a.known = bucket.New(c.PerSecond, c.Burst, now), bucket.New(c.PerSecond, c.Burst, now)
 	}
-	n := network(addr)
-	pass := []*bucket{a.common}
+	n := bucket.Network(addr)
+	pass := []*bucket.Bucket{a.common}
 	if until, ok := a.favored[n]; ok && now.Before(until) {
 		pass[0] = a.known
 	} else if n.IsValid() {
-		pass = append(pass, a.regions.get(region(n), now, c.PerSecond/2, c.Burst/2))
+		pass = append(pass, a.regions.Get(region(n), now))
 	}
 	if n.IsValid() {
-		pass = append(pass, a.networks.get(n, now, c.NetworkPerSecond, c.NetworkBurst))
+		pass = append(pass, a.networks.Get(n, now))
 	}
-	ok := true
-	for _, b := range pass {
-		ok = b.fill(now) && ok
-	}
-	if ok {
-		for _, b := range pass {
-			b.tokens--
-		}
-	}
-	return ok
-}
-
-// network returns the network of an address, which is not valid if it has none.
-func network(addr net.Addr) netip.Prefix {
-	t, ok := addr.(interface{ AddrPort() netip.AddrPort })
-	if !ok {
-		return netip.Prefix{}
-	}
-	ip := t.AddrPort().Addr().Unmap()
-	bits := 24
-	if ip.Is6() {
-		bits = 56
-	}
-	p, _ := ip.Prefix(bits)
-	return p
+	return bucket.Take(now, pass...)
 }
 
 // region returns the region of a network.
@@ -368,7 +288,7 @@ func region(n netip.Prefix) netip.Prefix {
 
 // favor puts the network of an address in favor.
 func (a *admission) favor(addr net.Addr, now time.Time) {
-	n := network(addr)
+	n := bucket.Network(addr)
 	if !n.IsValid() {
 		return
 	}

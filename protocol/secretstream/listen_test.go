@@ -69,9 +69,6 @@ func TestAdmission(t *testing.T) {
 			if got := float64(n) / 60; got < c.rate*0.95 || got > c.rate*1.05 {
 				t.Errorf("%.1f a second, want %.1f", got, c.rate)
 			}
-			if len(a.networks.all) > maxNetworks || len(a.regions.all) > maxNetworks {
-				t.Errorf("%d networks are remembered", len(a.networks.all))
-			}
 		})
 	}
 }

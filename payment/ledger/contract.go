@@ -1,0 +1,121 @@
+package ledger
+
+import (
+	"encoding/json"
+	"fmt"
+
+	"dazaar-edge/payment/meter"
+	"dazaar-edge/protocol/jcs"
+	"dazaar-edge/storage/db"
+)
+
+// Contract is what else is kept of a sale.
+type Contract struct {
+	// Terms is the hash of the terms that the buyer accepted last, Sig its
+	// signature; nil if it accepted none.
+	Terms *jcs.Hex32 `json:"terms,omitempty"`
+	Sig   jcs.Hex64  `json:"sig,omitzero"`
+	// Revoked: the owner took the sale back.
+	Revoked bool `json:"revoked,omitempty"`
+}
+
+// Burned is a feed key that was made worthless.
+type Burned struct {
+	FeedKey, Signer, Seed [32]byte
+}
+
+func contracts(offer string) string { return "contract/" + offer }
+func burned(offer string) string    { return "burned/" + offer }
+
+func getContract(tx *db.Tx, offer string, buyer []byte) (c Contract, err error) {
+	b, err := tx.Get(contracts(offer), buyer)
+	if err != nil || b == nil {
+		return c, err
+	}
+	if err := json.Unmarshal(b, &c); err != nil {
+		return c, fmt.Errorf("%w: contract of %x: %w", ErrCorrupt, buyer, err)
+	}
+	return c, nil
+}
+
+// Contract returns what is kept of a sale; the zero value if nothing is.
+func (l *Ledger) Contract(offer string, buyer [32]byte) (c Contract, err error) {
+	err = l.db.View(func(tx *db.Tx) error {
+		c, err = getContract(tx, offer, buyer[:])
+		return err
+	})
+	return c, err
+}
+
+// ChangeContract changes it, durably.
+func (l *Ledger) ChangeContract(offer string, buyer [32]byte, f func(*Contract)) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.update(func(tx *db.Tx) error {
+		c, err := getContract(tx, offer, buyer[:])
+		if err != nil {
+			return err
+		}
+		f(&c)
+		b, err := json.Marshal(&c)
+		if err != nil {
+			return err
+		}
+		return tx.Put(contracts(offer), buyer[:], b)
+	})
+}
+
+// Burn notes that a feed key of an offer is worthless, before anybody hears of it.
+func (l *Ledger) Burn(offer string, x Burned) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.update(func(tx *db.Tx) error {
+		return tx.Put(burned(offer), x.FeedKey[:], append(x.Signer[:], x.Seed[:]...))
+	})
+}
+
+// Burned returns the feed keys of an offer that are worthless.
+func (l *Ledger) Burned(offer string) (out []Burned, err error) {
+	err = l.db.View(func(tx *db.Tx) error {
+		tx.Each(burned(offer), func(key, value []byte, err error) bool {
+			if err == nil && len(key) == 32 && len(value) == 64 {
+				out = append(out, Burned{[32]byte(key), [32]byte(value), [32]byte(value[32:])})
+			}
+			return true
+		})
+		return nil
+	})
+	return out, err
+}
+
+// Account is a sale as the owner sees it.
+type Account struct {
+	Buyer    [32]byte
+	Meter    meter.State
+	Contract Contract
+}
+
+// Accounts calls f for each sale of an offer that has a meter, in order of the
+// buyers' keys, until it returns false.
+func (l *Ledger) Accounts(offer string, f func(a Account, err error) bool) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.db.View(func(tx *db.Tx) error {
+		tx.Each(meters(offer), func(key, _ []byte, _ error) bool {
+			if len(key) != 32 {
+				return true
+			}
+			a := Account{Buyer: [32]byte(key)}
+			s, err := l.sale(tx, offer, a.Buyer)
+			if err == nil {
+				s.mu.Lock()
+				a.Meter = s.state.Clone()
+				s.mu.Unlock()
+				a.Meter.Advance(l.clock())
+				a.Contract, err = getContract(tx, offer, key)
+			}
+			return f(a, err)
+		})
+		return nil
+	})
+}
