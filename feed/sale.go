@@ -438,3 +438,7 @@ func (f *Feed) Proof(req merkle.Request) (merkle.Proof, merkle.Head, error) {
 	p.Upgrade.Signature = sig
 	return p, signed, err
 }
+
+// Seed returns the secret of the feed's key, which makes the key worthless where it
+// is published.
+func (f *Feed) Seed() ([32]byte, error) { return f.l.cfg.Keys.FeedSeed(f.buyer, f.Generation()) }

@@ -8,12 +8,17 @@ import (
 	"math/rand/v2"
 	"net"
 	"reflect"
+	"slices"
 	"sync"
 	"time"
 
 	"dazaar-edge/feed/merkle"
 	"dazaar-edge/market/archive"
+	"dazaar-edge/market/card"
+	"dazaar-edge/market/purse"
+	"dazaar-edge/payment"
 	"dazaar-edge/protocol/dazaar"
+	"dazaar-edge/protocol/jcs"
 	"dazaar-edge/protocol/mux"
 	"dazaar-edge/protocol/noise"
 	"dazaar-edge/protocol/replicate"
@@ -31,6 +36,19 @@ var (
 	ErrBusy = errors.New("market: the seller is busy")
 	// ErrInterrupted says that a purchase that does not follow was stopped.
 	ErrInterrupted = errors.New("market: interrupted before everything was there")
+	// ErrReplaced says that another connection with the same key took over: this one
+	// does not come back by itself.
+	ErrReplaced = fmt.Errorf("%w: another connection with this key took over", ErrRefused)
+	// ErrTerms says that the seller's terms of use must be accepted.
+	ErrTerms = fmt.Errorf("%w: terms of use", ErrRefused)
+	// ErrUnpaid says that something must be paid, and was not.
+	ErrUnpaid = errors.New("market: not paid")
+	// ErrBudget says that the next step would cost more than may be spent.
+	ErrBudget = fmt.Errorf("%w: the budget is spent", ErrUnpaid)
+	// ErrUnserved says that a seller took money and does not serve.
+	ErrUnserved = fmt.Errorf("%w: paid in vain", ErrRefused)
+	// ErrInvoice says that an invoice is not what was asked for. Nothing was paid.
+	ErrInvoice = errors.New("market: an invoice that must not be paid")
 	// ErrOutput says that the output or the archive takes no more.
 	ErrOutput = errors.New("market: output")
 )
@@ -46,16 +64,27 @@ type Output interface {
 	Resume(at int64, mark string) error
 }
 
-// ClientConfig says what to buy. Seller, Address, Archive and Output are
+// ClientConfig says what to buy. Seller, Address, Archive, Purse and Output are
 // required.
 type ClientConfig struct {
 	Seller  [32]byte
 	Address string // TCP, host:port
 	Archive *archive.Archive
+	Purse   *purse.Purse
 	Output  Output
 	// From is the first block that is wanted, if nothing was had yet; it may be
-	// replicate.FromEnd.
-	From uint64
+	// replicate.FromEnd. FromTime, if not zero, is a time instead: the block that
+	// the seller says has it, and the one before, which shows that it is right.
+	From     uint64
+	FromTime time.Time
+	// Wallet pays; nil buys nothing. At most Budget msat are spent with this seller,
+	// ever, in steps of Step intervals of the price; 0 is 1.
+	Wallet payment.Wallet
+	Budget uint64
+	Step   uint64
+	// Accept is asked about terms of use that were not accepted before; nil accepts
+	// none. It must not wait for long.
+	Accept func(text string, sha256 [32]byte) bool
 	// Follow goes on with what is appended, and when the connection breaks.
 	Follow bool
 	Agent  string
@@ -75,6 +104,8 @@ const (
 	// patience is how long a seller may say nothing about a feed, or leave one
 	// who does not follow without news.
 	patience = 30 * time.Second
+	// pollEvery is how often a client that does not follow looks whether it is done.
+	pollEvery = 10 * time.Millisecond
 )
 
 // Client follows one feed of an offer. Use NewClient and Run.
@@ -89,6 +120,10 @@ type Client struct {
 	wanted uint64        // where one who does not follow is done
 	why    error         // what the seller said, or what is wrong
 	given  bool          // the seller said which feed, on this connection
+	card   *card.Card    // nil until it is known
+	terms  *jcs.Hex32    // those of the seller; nil if there are none
+	buying purchase
+	purse  *purse.Purse
 
 	saved    archive.State // owned by the goroutine of Run, like all below
 	seen     replicate.BuyerStats
@@ -98,7 +133,7 @@ type Client struct {
 
 // NewClient returns a client.
 func NewClient(cfg ClientConfig) (*Client, error) {
-	c := &Client{cfg: cfg, log: cfg.Log, patience: patience}
+	c := &Client{cfg: cfg, log: cfg.Log, patience: patience, purse: cfg.Purse}
 	if c.cfg.Dialer == nil {
 		c.cfg.Dialer = &net.Dialer{}
 	}
@@ -106,11 +141,17 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 		c.log = slog.New(slog.DiscardHandler)
 	}
 	st := cfg.Archive.State()
+	if st != nil && st.Seller != cfg.Seller {
+		return nil, fmt.Errorf("it is of seller %x, and another one is wanted: each seller needs a directory of its own", st.Seller)
+	}
+	if b := cfg.Purse.Card(); b != nil {
+		var err error
+		if c.card, err = card.Parse(b, &cfg.Seller, 0); err != nil {
+			return nil, fmt.Errorf("the card that is kept: %w", err)
+		}
+	}
 	if st == nil {
 		return c, cfg.Output.Resume(0, "")
-	}
-	if st.Seller != cfg.Seller {
-		return nil, fmt.Errorf("it is of seller %x, and another one is wanted: each seller needs a directory of its own", st.Seller)
 	}
 	if err := cfg.Output.Resume(st.Output, st.Mark); err != nil {
 		return nil, err
@@ -162,8 +203,10 @@ func (c *Client) Run(ctx context.Context) (err error) {
 // fatal tells whether trying again is of no use.
 func fatal(err error) bool {
 	var conflict *replicate.ConflictError
-	return errors.As(err, &conflict) || errors.Is(err, ErrOutput) || errors.Is(err, replicate.ErrInvalid) ||
-		errors.Is(err, dazaar.ErrSignature) || errors.Is(err, ErrRefused) || errors.Is(err, secretstream.ErrIdentity)
+	return errors.As(err, &conflict) || slices.ContainsFunc([]error{
+		ErrOutput, replicate.ErrInvalid, dazaar.ErrSignature, ErrRefused, ErrUnpaid, ErrInvoice, card.ErrCard, card.ErrSignature, card.ErrOlder,
+		secretstream.ErrIdentity,
+	}, func(e error) bool { return errors.Is(err, e) })
 }
 
 // connect follows the feed on one connection.
@@ -181,7 +224,8 @@ func (c *Client) connect(ctx context.Context) error {
 		return fmt.Errorf("%w: %w", ErrUnreachable, err)
 	}
 	c.mu.Lock()
-	c.why, c.given, c.valid = nil, false, nil
+	c.why, c.given, c.valid, c.terms = nil, false, nil, nil
+	c.buying.asked, c.buying.need = 0, false
 	c.mu.Unlock()
 	c.news = time.Now()
 	v := &visit{c: c, conn: conn}
@@ -194,20 +238,22 @@ func (c *Client) connect(ctx context.Context) error {
 	go func() { ended <- v.mux.Run() }()
 	tick := time.NewTicker(saveEvery)
 	defer tick.Stop()
-	var poll <-chan time.Time
-	if !c.cfg.Follow {
-		t := time.NewTicker(10 * time.Millisecond)
-		defer t.Stop()
-		poll = t.C
+	every := pollEvery
+	if c.cfg.Follow {
+		every = saveEvery / 5
 	}
+	poll := time.NewTicker(every)
+	defer poll.Stop()
 	end := func(err error) error {
 		v.mux.Close()
 		<-ended
+		v.wg.Wait()
 		return err
 	}
 	for {
 		select {
 		case err := <-ended:
+			v.wg.Wait()
 			c.mu.Lock()
 			defer c.mu.Unlock()
 			if c.why != nil {
@@ -223,9 +269,15 @@ func (c *Client) connect(ctx context.Context) error {
 			if silent := c.silent(); silent > c.patience {
 				return end(fmt.Errorf("%w: it has said nothing of use for %v", ErrUnreachable, silent.Round(time.Second)))
 			}
-		case <-poll:
-			if c.complete() {
+		case <-poll.C:
+			if !c.cfg.Follow && c.complete() {
 				return end(nil)
+			}
+			c.mu.Lock()
+			err := c.money(v)
+			c.mu.Unlock()
+			if err != nil {
+				return end(err)
 			}
 		}
 	}
@@ -265,7 +317,7 @@ func (c *Client) silent() time.Duration {
 	if c.buyer != nil {
 		got = c.buyer.Stats()
 	}
-	if got != c.seen || c.given && c.cfg.Follow {
+	if got != c.seen || c.given && c.cfg.Follow || c.buying.paying || c.buying.paid != nil || c.buying.need {
 		c.seen, c.news = got, time.Now()
 	}
 	return time.Since(c.news)
@@ -298,6 +350,7 @@ func (c *Client) save() error {
 
 // visit is one connection with the seller.
 type visit struct {
+	wg   sync.WaitGroup // what the wallet does meanwhile
 	c    *Client
 	conn *secretstream.Conn
 	mux  *mux.Mux
@@ -339,6 +392,32 @@ func (h *visitor) OneTimeFeed(f dazaar.OneTimeFeed) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.buyer == nil && !c.cfg.FromTime.IsZero() {
+		c.feed = f
+		return v.ch.FindTime(dazaar.FindTime{ID: 1, Time: c.cfg.FromTime.UTC().Format(time.RFC3339Nano)})
+	}
+	return v.follow(f)
+}
+
+// FoundTime implements dazaar.BuyerHandler: the block before shows whether it is
+// right.
+func (h *visitor) FoundTime(t dazaar.FoundTime) error {
+	v, c := (*visit)(h), h.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.buyer != nil || c.cfg.FromTime.IsZero() || t.ID != 1 {
+		return nil
+	}
+	c.cfg.From = t.Index
+	if t.Index > 0 {
+		c.cfg.From--
+	}
+	return v.follow(c.feed)
+}
+
+// follow follows a feed that is the buyer's. The client's mu is held.
+func (v *visit) follow(f dazaar.OneTimeFeed) error {
+	c := v.c
 	var kept *replicate.Kept
 	if c.buyer == nil || f.Key != c.feed.Key {
 		if c.buyer != nil {
@@ -370,6 +449,7 @@ func (h *visitor) Valid(x dazaar.Valid) error {
 		h.c.wanted = x.Length
 	}
 	h.c.valid = &x
+	h.c.credited(x)
 	return nil
 }
 
@@ -379,6 +459,17 @@ func (h *visitor) Invalid(x dazaar.Invalid) error {
 	defer h.c.mu.Unlock()
 	why := ErrRefused
 	switch x.Code {
+	case dazaar.CodePaymentRequired, dazaar.CodeCreditEnded:
+		h.c.buying.need = true
+		h.c.why = h.c.money((*visit)(h))
+		return h.c.why
+	case dazaar.CodeTerms:
+		if h.c.terms != nil && h.c.purse.Accepted(*h.c.terms) {
+			return nil // it crossed with ours
+		}
+		why = ErrTerms
+	case dazaar.CodeReplaced:
+		why = ErrReplaced
 	case dazaar.CodeBusy, dazaar.CodeClosing:
 		why = ErrBusy // it is worth trying again
 	}
@@ -391,10 +482,25 @@ func (h *visitor) Closed(err error) {
 	(*visit)(h).mux.Fail(fmt.Errorf("%w: the seller ended the session: %w", ErrBusy, err))
 }
 
-// What a seller of a free feed says besides is of no use yet.
+// Card implements dazaar.BuyerHandler.
+func (h *visitor) Card(signed []byte) error { return h.c.carded(signed) }
+
+// Terms implements dazaar.BuyerHandler.
+func (h *visitor) Terms(text []byte) error { return h.c.termed((*visit)(h), string(text)) }
+
+// Invoice implements dazaar.BuyerHandler.
+func (h *visitor) Invoice(x dazaar.Invoice) error { return h.c.invoiced((*visit)(h), x) }
+
+// UserMessage implements dazaar.BuyerHandler: there is nothing that it would say.
 func (h *visitor) UserMessage(dazaar.UserMessage) error { return nil }
-func (h *visitor) Terms([]byte) error                   { return nil }
-func (h *visitor) Card([]byte) error                    { return nil }
-func (h *visitor) Invoice(dazaar.Invoice) error         { return nil }
-func (h *visitor) FoundTime(dazaar.FoundTime) error     { return nil }
-func (h *visitor) Burned(dazaar.Burned) error           { return nil }
+
+// Burned implements dazaar.BuyerHandler: what is signed with this buyer's key, or
+// was, proves nothing any more, and the owner should know.
+func (h *visitor) Burned(b dazaar.Burned) error {
+	h.c.mu.Lock()
+	defer h.c.mu.Unlock()
+	if h.c.buyer != nil && merkle.Hash(b.FeedKey) == h.c.feed.Key && b.Verify() == nil {
+		h.c.log.Warn("the seller burned the key of this feed: what was received proves nothing to others any more", "feed", b.FeedKey)
+	}
+	return nil
+}

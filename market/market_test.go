@@ -2,8 +2,6 @@ package market
 
 import (
 	"context"
-	"crypto/ed25519"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -81,9 +79,7 @@ func TestBuyBroken(t *testing.T) {
 		c.paper.wait(min(s.n, len(c.paper.lines)+rng.IntN(500)))
 		switch rng.IntN(3) {
 		case 0:
-			for _, x := range s.offer.sessions() {
-				x.conn.Close()
-			}
+			s.offer.each(false, func(x *session) { x.conn.Close() })
 		case 1:
 			s.close()
 			s.open()
@@ -385,7 +381,7 @@ func TestNewGeneration(t *testing.T) {
 	}
 	c.paper.check(t, 0, 100, 100)
 	// The same log under a new key: nothing comes twice.
-	if _, err := s.log.Renew([32]byte(c.key(t))); err != nil {
+	if _, err := s.log.Renew(c.key()); err != nil {
 		t.Fatal(err)
 	}
 	s.append(10, 100)
@@ -394,7 +390,7 @@ func TestNewGeneration(t *testing.T) {
 	}
 	c.paper.check(t, 0, 110, 100)
 	// Another log from block 40 on, under a newer key.
-	if _, err := s.log.Renew([32]byte(c.key(t))); err != nil {
+	if _, err := s.log.Renew(c.key()); err != nil {
 		t.Fatal(err)
 	}
 	s.close()
@@ -412,19 +408,6 @@ func TestNewGeneration(t *testing.T) {
 	if len(c.paper.lines) != 110+n-40 {
 		t.Errorf("%d blocks of %d", len(c.paper.lines), 110+n-40)
 	}
-}
-
-// key returns the customer's public key.
-func (c *customer) key(t *testing.T) []byte {
-	b, err := os.ReadFile(filepath.Join(c.dir, "buyer.key"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	seed, err := hex.DecodeString(strings.TrimSpace(string(b)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return ed25519.NewKeyFromSeed(seed)[ed25519.SeedSize:]
 }
 
 // TestSilentSeller: a seller that says nothing of use does not hold a buyer up for
@@ -451,7 +434,7 @@ func TestSilentSeller(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer a.Close()
-	c, err := NewClient(ClientConfig{Seller: [32]byte(key(1)[32:]), Address: ln.Addr().String(), Archive: a, Output: newPaper()})
+	c, err := NewClient(ClientConfig{Seller: [32]byte(key(1)[32:]), Address: ln.Addr().String(), Archive: a, Purse: testPurse(t), Output: newPaper()})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,14 +17,19 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"dazaar-edge/feed"
+	"dazaar-edge/payment/cashier"
+	"dazaar-edge/payment/ledger"
+	"dazaar-edge/protocol/bucket"
+	"dazaar-edge/protocol/dazaar"
 	"dazaar-edge/protocol/replicate"
 	"dazaar-edge/protocol/secretstream"
 )
 
-// OfferConfig says what to sell. Name, Log, Key and Uplink are required.
+// OfferConfig says what to sell. Name, Feed, Key, Uplink and Ledger are required.
 type OfferConfig struct {
 	Name string
 	Feed *feed.Log
@@ -32,6 +37,14 @@ type OfferConfig struct {
 	Key    ed25519.PrivateKey
 	Agent  string
 	Uplink *replicate.Uplink
+	// Ledger has the sales' meters and contracts; required.
+	Ledger *ledger.Ledger
+	// Cashier has invoices made; nil is for an offer that is free, or cannot be
+	// paid.
+	Cashier *cashier.Cashier
+	Listing Listing
+	// Now returns the wall time, zero while it is not known; nil is time.Now.
+	Now func() time.Time
 	// BuyerRate is each buyer's cap in bytes per second; 0 is none.
 	BuyerRate float64
 	// Buyers is how many are served at once; 0 is 50.
@@ -47,6 +60,17 @@ const (
 	// replaceAfter is how long a session of a buyer's key stays at least when a
 	// new one comes.
 	replaceAfter = 5 * time.Second
+	// noteClock is how often the ledger's clock is noted.
+	noteClock = time.Hour
+	// commitServed is after how many bytes served the meters are made durable, if
+	// that does not happen with the log's commits.
+	commitServed = 1 << 20
+)
+
+// Trials, of all networks together and of each.
+const (
+	trialsPerSecond, trialsBurst             = 60. / 3600, 20
+	networkTrialsPerSecond, networkTrialsMax = 6. / 3600, 3
 )
 
 // maxStrangers is how many connections without a sale there may be; then the
@@ -60,6 +84,11 @@ type Offer struct {
 	id  [32]byte // of this process
 	// replaceAfter is that constant, but for tests.
 	replaceAfter time.Duration
+	current      atomic.Pointer[listing]
+	ctx          context.Context // of what spawn runs
+	cancel       context.CancelFunc
+	served       atomic.Int64  // bytes since the meters were to be made durable
+	wake         chan struct{} // one token: a session, or a payment, waits for watch
 	stop         chan struct{}
 	wg           sync.WaitGroup
 
@@ -67,6 +96,10 @@ type Offer struct {
 	listeners []*secretstream.Listener // guarded by mu, like all below
 	all       map[*session]bool
 	buyers    map[[32]byte]*session // those that have a feed
+	settled   map[[32]byte]bool     // buyers who paid, and were not yet told
+	burned    []dazaar.Burned
+	trials    *bucket.Bucket
+	networks  *bucket.Networks // of trials
 	closed    bool
 }
 
@@ -78,16 +111,158 @@ func NewOffer(cfg OfferConfig) (*Offer, error) {
 	if cfg.Buyers == 0 {
 		cfg.Buyers = 50
 	}
-	o := &Offer{cfg: cfg, log: cfg.Log, stop: make(chan struct{}), replaceAfter: replaceAfter, all: map[*session]bool{}, buyers: map[[32]byte]*session{}}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	o := &Offer{
+		cfg: cfg, log: cfg.Log, stop: make(chan struct{}), wake: make(chan struct{}, 1), replaceAfter: replaceAfter, all: map[*session]bool{},
+		buyers: map[[32]byte]*session{}, settled: map[[32]byte]bool{}, trials: bucket.New(trialsPerSecond, trialsBurst, time.Now()),
+		networks: bucket.NewNetworks(networkTrialsPerSecond, networkTrialsMax),
+	}
 	if o.log == nil {
 		o.log = slog.New(slog.DiscardHandler)
 	}
 	if _, err := rand.Read(o.id[:]); err != nil {
 		return nil, err
 	}
+	if err := o.SetListing(cfg.Listing); err != nil {
+		return nil, err
+	}
+	if err := o.loadBurned(); err != nil {
+		return nil, err
+	}
+	cfg.Ledger.Register(cfg.Name, ledger.Offer{Marks: cfg.Feed, Begin: o.includes})
+	cfg.Feed.SetRider(rider{o})
+	if cfg.Cashier != nil {
+		cfg.Cashier.Subscribe(cfg.Name, o.paid)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	o.ctx, o.cancel = ctx, cancel
 	o.wg.Add(1)
 	go o.watch()
 	return o, nil
+}
+
+// SetListing changes what the offer costs and says. Who is connected keeps what was
+// paid for, and is sent the new card.
+func (o *Offer) SetListing(l Listing) error {
+	x, err := publish(l, o.cfg.Name, o.cfg.Key, o.cfg.Ledger, o.cfg.Now())
+	if err != nil {
+		return fmt.Errorf("market: offer %s: %w", o.cfg.Name, err)
+	}
+	old := o.current.Swap(x)
+	if old != nil && old.card.Version != x.card.Version {
+		o.each(true, func(s *session) { s.relist(old, x) })
+	}
+	return nil
+}
+
+func (o *Offer) listing() *listing { return o.current.Load() }
+
+// Card returns the signed card.
+func (o *Offer) Card() []byte { return o.listing().signed }
+
+// includes returns what a first payment includes now: history behind the log's end.
+func (o *Offer) includes(h ledger.History) (from, start uint64) {
+	first, length := o.bounds()
+	now := o.cfg.Now()
+	switch {
+	case h == ledger.All:
+		return first, length
+	case h == 0 || now.IsZero():
+		return length, length
+	}
+	from, err := o.cfg.Feed.Seek(now.Add(-time.Duration(h) * time.Millisecond))
+	if err != nil {
+		o.log.Error("what a purchase includes cannot be found: it begins with now", "error", err)
+		from = length
+	}
+	return from, length
+}
+
+// bounds returns which blocks there are.
+func (o *Offer) bounds() (first, length uint64) {
+	h := o.cfg.Feed.Head()
+	return h.First, h.Length
+}
+
+// rider brings the meters to the log's commits.
+type rider struct{ o *Offer }
+
+// Ride implements feed.Rider.
+func (r rider) Ride(set func(key string, value []byte) error) {
+	r.o.served.Store(0)
+	if err := r.o.cfg.Ledger.Ride(r.o.cfg.Name, set); err != nil {
+		r.o.log.Error("what buyers used up is not noted", "error", err)
+	}
+}
+
+// Landed implements feed.Rider.
+func (r rider) Landed(err error) { r.o.cfg.Ledger.Landed(r.o.cfg.Name, err) }
+
+// passed counts what a meter let pass.
+func (o *Offer) passed(n int) {
+	if o.served.Add(int64(n)) >= commitServed {
+		o.served.Store(0)
+		o.cfg.Feed.CommitMarks()
+	}
+}
+
+// poke wakes watch.
+func (o *Offer) poke() {
+	select {
+	case o.wake <- struct{}{}:
+	default:
+	}
+}
+
+// paid is told of each payment that was credited.
+func (o *Offer) paid(r ledger.Row) {
+	o.mu.Lock()
+	o.settled[r.Buyer] = true
+	o.mu.Unlock()
+	o.poke()
+}
+
+// spawn runs f, if the offer is not closed; Close waits for it.
+func (o *Offer) spawn(f func(ctx context.Context)) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.closed {
+		return false
+	}
+	o.wg.Add(1)
+	go func() {
+		defer o.wg.Done()
+		f(o.ctx)
+	}()
+	return true
+}
+
+// trial tells whether one more trial may begin.
+func (o *Offer) trial(from net.Addr) bool {
+	now := time.Now()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	pass := []*bucket.Bucket{o.trials}
+	if n := bucket.Network(from); n.IsValid() {
+		pass = append(pass, o.networks.Get(n, now))
+	}
+	return bucket.Take(now, pass...)
+}
+
+// stay lets a session without a feed stay for a while from now on.
+func (o *Offer) stay(s *session, d time.Duration) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	s.until = time.Now().Add(d)
+}
+
+// overdue tells whether a session without a feed has been there for too long.
+func (o *Offer) overdue(s *session, now time.Time) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return now.After(s.until)
 }
 
 // key returns the public key.
@@ -134,7 +309,7 @@ func (o *Offer) accept(l *secretstream.Listener) {
 			return
 		}
 		if len(o.all)-len(o.buyers) >= maxStrangers {
-			o.oldest().mux.Close()
+			o.idlest().mux.Close()
 		}
 		o.all[s] = true
 		o.wg.Add(1)
@@ -146,10 +321,11 @@ func (o *Offer) accept(l *secretstream.Listener) {
 	}
 }
 
-// oldest returns the oldest session without a feed. mu is held, and there is one.
-func (o *Offer) oldest() (old *session) {
+// idlest returns the session without a feed that has the least time left. mu is
+// held, and there is one.
+func (o *Offer) idlest() (old *session) {
 	for s := range o.all {
-		if o.buyers[s.buyer] != s && (old == nil || s.came.Before(old.came)) {
+		if o.buyers[s.buyer] != s && (old == nil || s.until.Before(old.until)) {
 			old = s
 		}
 	}
@@ -159,33 +335,69 @@ func (o *Offer) oldest() (old *session) {
 // watch tells sellers that the log changed, and buyers what they have.
 func (o *Offer) watch() {
 	defer o.wg.Done()
-	tick := time.NewTicker(validEvery)
+	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
+	changed := o.cfg.Feed.Changed()
+	said, noted := time.Now(), time.Now()
 	for {
-		changed := o.cfg.Feed.Changed()
-		for _, s := range o.sessions() {
-			s.update()
-		}
 		select {
 		case <-o.stop:
 			return
-		case <-tick.C:
-			for _, s := range o.sessions() {
-				s.valid()
+		case now := <-tick.C:
+			o.each(true, func(s *session) { s.tick(now) })
+			if now.Sub(said) >= validEvery {
+				said = now
+				o.each(false, (*session).valid)
 			}
+			if now.Sub(noted) >= noteClock {
+				noted = now
+				if err := o.cfg.Ledger.Tick(); err != nil {
+					o.log.Error("the clock of the ledger is not noted", "error", err)
+				}
+			}
+		case <-o.wake:
+			o.serve()
 		case <-changed:
+			changed = o.cfg.Feed.Changed()
+			o.each(false, (*session).update)
 		}
 	}
 }
 
-// sessions returns those that have a feed.
-func (o *Offer) sessions() (out []*session) {
+// serve does what sessions and payments wait for.
+func (o *Offer) serve() {
+	o.each(false, (*session).wake)
 	o.mu.Lock()
-	defer o.mu.Unlock()
-	for _, s := range o.buyers {
-		out = append(out, s)
+	newest := map[[32]byte]*session{}
+	for s := range o.all {
+		if !o.settled[s.buyer] {
+			continue
+		}
+		// Who has the feed goes on; else it is for the newest connection.
+		if n := newest[s.buyer]; n == nil || o.buyers[s.buyer] == s || o.buyers[s.buyer] != n && s.came.After(n.came) {
+			newest[s.buyer] = s
+		}
 	}
-	return out
+	clear(o.settled)
+	o.mu.Unlock()
+	for _, s := range newest {
+		s.paid()
+	}
+}
+
+// each calls f for every session, or for those that have a feed.
+func (o *Offer) each(all bool, f func(*session)) {
+	o.mu.Lock()
+	list := make([]*session, 0, len(o.all))
+	for s := range o.all {
+		if all || o.buyers[s.buyer] == s {
+			list = append(list, s)
+		}
+	}
+	o.mu.Unlock()
+	for _, s := range list {
+		f(s)
+	}
 }
 
 // claim makes s the session of its buyer. It returns the one that it replaces,
@@ -202,7 +414,16 @@ func (o *Offer) claim(s *session) (old *session, ok bool) {
 	case old != nil && time.Since(old.since) < o.replaceAfter && old.conn.Err() == nil:
 		return nil, false
 	case old == nil && len(o.buyers) >= o.cfg.Buyers:
-		return nil, false
+		// One whose credit has ended makes place for one who has some.
+		for _, x := range o.buyers {
+			if x.parked.Load() {
+				old = x
+			}
+		}
+		if old == nil {
+			return nil, false
+		}
+		delete(o.buyers, old.buyer)
 	}
 	o.buyers[s.buyer] = s
 	s.since = time.Now()
@@ -250,6 +471,7 @@ func (o *Offer) Close() error {
 	}
 	o.closed = true
 	close(o.stop)
+	o.cancel()
 	listeners := o.listeners
 	var all []*session
 	for s := range o.all {
@@ -266,5 +488,6 @@ func (o *Offer) Close() error {
 		s.finish("closing", "the seller is closing")
 	}
 	o.wg.Wait()
+	o.cfg.Feed.SetRider(nil)
 	return err
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/ed25519"
+	"encoding/hex"
 	"fmt"
 	"log/slog"
 	"os"
@@ -17,7 +18,11 @@ import (
 	"dazaar-edge/feed/feedtest"
 	"dazaar-edge/feed/merkle"
 	"dazaar-edge/market/archive"
+	"dazaar-edge/market/card"
+	"dazaar-edge/market/purse"
+	"dazaar-edge/payment/ledger"
 	"dazaar-edge/protocol/replicate"
+	"dazaar-edge/storage/db"
 	"dazaar-edge/storage/durable"
 )
 
@@ -30,11 +35,21 @@ func testLog() *slog.Logger {
 	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 }
 
+func testPurse(t testing.TB) *purse.Purse {
+	p, err := purse.Open(durable.OS(), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
 // shop is an offer over a log on disk.
 type shop struct {
 	t       testing.TB
 	dir     string
 	sales   *feedtest.Sales
+	db      *db.DB
+	dbFile  string
 	config  func(*OfferConfig)
 	log     *feed.Log
 	offer   *Offer
@@ -45,7 +60,7 @@ type shop struct {
 
 func newShop(t testing.TB, config func(*OfferConfig)) *shop {
 	t.Helper()
-	s := &shop{t: t, dir: t.TempDir(), sales: &feedtest.Sales{}, config: config, address: "127.0.0.1:0"}
+	s := &shop{t: t, dir: t.TempDir(), sales: newSales(), config: config, address: "127.0.0.1:0"}
 	s.open()
 	t.Cleanup(s.close)
 	return s
@@ -57,13 +72,24 @@ func (s *shop) open() {
 		s.fsys = durable.OS()
 	}
 	var err error
+	if s.db == nil {
+		s.dbFile = filepath.Join(s.t.TempDir(), "edge.db")
+		if s.db, err = db.Open(s.dbFile, 64<<20, false); err != nil {
+			s.t.Fatal(err)
+		}
+		s.t.Cleanup(func() { s.db.Close() })
+	}
 	if s.log, err = feed.Open(feed.Config{
 		FS: s.fsys, Dir: s.dir, MaxSize: 256 << 20, Name: "shop", Encoding: block.Raw, Keys: feedtest.Keys{}, Sales: s.sales,
 		Now: func() block.Stamp { return block.Stamp{Boot: 1} }, CommitEvery: time.Millisecond, CommitBytes: 1 << 20, Log: testLog(),
 	}); err != nil {
 		s.t.Fatal(err)
 	}
-	cfg := OfferConfig{Name: "shop", Feed: s.log, Key: key(1), Uplink: &replicate.Uplink{Coalesce: time.Millisecond}, Log: testLog()}
+	books, err := ledger.New(ledger.Config{DB: s.db})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	cfg := OfferConfig{Name: "shop", Feed: s.log, Key: key(1), Ledger: books, Listing: Listing{Card: card.Card{Name: "shop"}}, Uplink: &replicate.Uplink{Coalesce: time.Millisecond}, Log: testLog()}
 	if s.config != nil {
 		s.config(&cfg)
 	}
@@ -89,6 +115,8 @@ func (s *shop) close() {
 	}
 	s.offer = nil
 }
+
+func newSales() *feedtest.Sales { return &feedtest.Sales{} }
 
 func testBlock(i, n int) []byte {
 	b := make([]byte, n)
@@ -213,6 +241,8 @@ type customer struct {
 	dir   string
 	paper *paper
 	a     *archive.Archive
+	// config changes what is asked for.
+	config func(*ClientConfig)
 }
 
 func newCustomer(t testing.TB) *customer {
@@ -226,13 +256,34 @@ func (c *customer) buy(ctx context.Context, s *shop, follow bool) error {
 		return err
 	}
 	defer a.Close()
-	client, err := NewClient(ClientConfig{
-		Seller: s.offer.key(), Address: s.address, Archive: a, Output: c.paper, Follow: follow, Log: testLog(),
-	})
+	p, err := purse.Open(durable.OS(), c.dir)
+	if err != nil {
+		return err
+	}
+	cfg := ClientConfig{
+		Seller: s.offer.key(), Address: s.address, Archive: a, Purse: p, Output: c.paper, Follow: follow, Log: testLog(),
+	}
+	if c.config != nil {
+		c.config(&cfg)
+	}
+	client, err := NewClient(cfg)
 	if err != nil {
 		return err
 	}
 	return client.Run(ctx)
+}
+
+// key returns who the customer is.
+func (c *customer) key() [32]byte {
+	b, err := os.ReadFile(filepath.Join(c.dir, "buyer.key"))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	seed, err := hex.DecodeString(string(bytes.TrimSpace(b)))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return [32]byte(ed25519.NewKeyFromSeed(seed)[ed25519.SeedSize:])
 }
 
 // start runs a client that follows until stop is called, which returns why it

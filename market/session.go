@@ -1,43 +1,74 @@
 package market
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"dazaar-edge/feed"
 	"dazaar-edge/feed/merkle"
+	"dazaar-edge/payment/ledger"
+	"dazaar-edge/payment/meter"
+	"dazaar-edge/protocol/bucket"
 	"dazaar-edge/protocol/dazaar"
+	"dazaar-edge/protocol/jcs"
 	"dazaar-edge/protocol/mux"
 	"dazaar-edge/protocol/replicate"
 	"dazaar-edge/protocol/replicate/message"
 	"dazaar-edge/protocol/secretstream"
 )
 
-// session is one connection of a buyer with an offer.
+// session is one connection of a buyer with an offer. It begins without a feed; it
+// gets one when there is credit, a trial, or a price of nothing; when credit ends it
+// is paused, and goes on when something is paid.
 type session struct {
 	o     *Offer
 	conn  *secretstream.Conn
 	mux   *mux.Mux
 	buyer [32]byte
 	from  *secretstream.Listener
+	since time.Time // when it got a feed; guarded by o.mu, like until
+	until time.Time // how long it may stay without one
 	came  time.Time
-	since time.Time // when it got a feed; guarded by o.mu
 
-	mu     sync.Mutex
-	ch     *dazaar.Seller    // guarded by mu, like all below
-	feed   *feed.Feed        // nil until the buyer has one
-	seller *replicate.Seller // nil while the feed's channel is closed
-	over   bool
+	dry    atomic.Bool // the meter let a block not pass
+	parked atomic.Bool // paused is set
+
+	mu      sync.Mutex
+	ch      *dazaar.Seller // guarded by mu, like all below
+	sale    *ledger.Sale   // nil before the channel is open, and where nothing is paid
+	terms   bool           // it may be served: it accepted those of today, or of when it paid
+	agreed  bool           // it accepted those of today
+	feed    *feed.Feed     // nil until the buyer has one
+	seller  *replicate.Seller
+	paused  bool
+	over    bool
+	asked   *bucket.Bucket // what the buyer may ask for
+	invoice bool           // one is being made
 }
 
+// Limits of what a connection may ask for.
+const (
+	asksPerSecond = 1
+	asksBurst     = 20
+)
+
+// unpaidStay is how long a connection without a feed may stay, from its beginning and
+// from each thing that it may do about that.
+const unpaidStay = 2 * time.Minute
+
 func newSession(o *Offer, c *secretstream.Conn, from *secretstream.Listener) *session {
-	s := &session{o: o, conn: c, buyer: c.Remote(), from: from, came: time.Now()}
+	now := time.Now()
+	s := &session{o: o, conn: c, buyer: c.Remote(), from: from, came: now, until: now.Add(unpaidStay), asked: bucket.New(asksPerSecond, asksBurst, now)}
 	share := o.cfg.Uplink.Share(o.cfg.BuyerRate)
 	s.mux = mux.New(c, mux.Config{Accept: s.accept, MaxChannels: 8, Window: share.Window(), Pace: share})
 	return s
 }
+
+func (s *session) name() string { return fmt.Sprintf("%x", s.buyer[:4]) }
 
 // run serves until the connection ends.
 func (s *session) run() {
@@ -55,10 +86,16 @@ func (s *session) run() {
 	err := s.mux.Run()
 	s.mu.Lock()
 	s.over = true
-	had := s.feed != nil
+	sale, had := s.sale, s.feed != nil
+	s.sale = nil
 	s.mu.Unlock()
+	if sale != nil {
+		if err := sale.Close(); err != nil {
+			s.o.log.Error("what a buyer used up is not noted", "buyer", s.name(), "error", err)
+		}
+	}
 	if had {
-		s.o.log.Info("buyer left", "buyer", fmt.Sprintf("%x", s.buyer[:4]), "because", err)
+		s.o.log.Info("buyer left", "buyer", s.name(), "because", err)
 	}
 }
 
@@ -81,17 +118,161 @@ func (s *session) accept(protocol string, id []byte) bool {
 	return false
 }
 
+// begin greets a buyer and gives it what it has a right to. mu is held.
+func (s *session) begin() error {
+	l := s.o.listing()
+	if err := s.ch.SellerID(s.o.id); err != nil {
+		return err
+	}
+	if err := s.ch.Card(l.signed); err != nil {
+		return err
+	}
+	for _, b := range s.o.burnedKeys() {
+		if err := s.ch.Burned(b); err != nil {
+			return err
+		}
+	}
+	if l.terms != "" {
+		if err := s.ch.Terms(l.terms); err != nil {
+			return err
+		}
+	}
+	contract, err := s.o.cfg.Ledger.Contract(s.o.cfg.Name, s.buyer)
+	if err != nil {
+		return s.broken("contract", err)
+	}
+	if contract.Revoked {
+		s.refuse(dazaar.CodeRevoked, "the owner ended this sale")
+		return nil
+	}
+	s.agreed = l.hash == nil || contract.Terms != nil && *contract.Terms == *l.hash
+	s.terms = s.agreed
+	if !l.free {
+		if s.sale, err = s.o.cfg.Ledger.Sale(s.o.cfg.Name, s.buyer); err != nil {
+			return s.broken("meter", err)
+		}
+		// Credit was bought under terms of its day.
+		s.terms = s.terms || contract.Terms != nil && !s.sale.Dry()
+	}
+	return s.proceed()
+}
+
+// broken ends a session that the seller cannot serve. mu is held.
+func (s *session) broken(what string, err error) error {
+	s.o.log.Error("a buyer cannot be served", "buyer", s.name(), "what", what, "error", err)
+	s.refuse(dazaar.CodeBusy, "the seller cannot sell now")
+	return nil
+}
+
+// refuse says why and ends the connection. mu is held.
+func (s *session) refuse(code, why string) {
+	s.over = true
+	if s.seller != nil {
+		s.seller.Revoke()
+		s.seller = nil
+	}
+	if s.ch != nil {
+		s.ch.Invalid(dazaar.Invalid{Error: why, Code: code}) //nolint:errcheck // the connection ends
+	}
+	s.mux.Finish()
+}
+
+// proceed gives the buyer a feed, if it may have one, and has none. mu is held.
+func (s *session) proceed() error {
+	if s.over || s.feed != nil {
+		return nil
+	}
+	l := s.o.listing()
+	if !s.terms {
+		return s.ch.Invalid(dazaar.Invalid{Error: "accept the terms of use first", Code: dazaar.CodeTerms})
+	}
+	if s.sale != nil && s.sale.Dry() && !s.tries(l) {
+		return s.ch.Invalid(dazaar.Invalid{Error: "pay first: ask for an invoice", Code: dazaar.CodePaymentRequired})
+	}
+	old, ok := s.o.claim(s)
+	if !ok {
+		s.refuse(dazaar.CodeBusy, "too many buyers, or a connection with this key is newer than 5 s: try again")
+		return nil
+	}
+	if old != nil {
+		code, why := dazaar.CodeReplaced, "another connection with this key took over"
+		if old.buyer != s.buyer {
+			code, why = dazaar.CodeBusy, "others have paid, and there are too many: pay to come back"
+		}
+		s.o.spawn(func(context.Context) { old.finish(code, why) })
+	}
+	f, err := s.o.cfg.Feed.Rekey(s.buyer)
+	if err != nil {
+		return s.broken("feed", err)
+	}
+	s.feed = f
+	s.from.Favor(s.conn.RemoteAddr())
+	s.o.log.Info("buyer", "buyer", s.name(), "from", s.conn.RemoteAddr())
+	s.give()
+	return nil
+}
+
+// tries begins a trial, if there is one for this buyer. mu is held.
+func (s *session) tries(l *listing) bool {
+	if st := s.sale.State(); l.trial == nil || st.Tried || st.Begun || !s.o.trial(s.conn.RemoteAddr()) {
+		return false
+	}
+	_, length := s.o.bounds()
+	err := s.sale.Change(func(m *meter.State) {
+		m.Tried = true
+		m.Trial = meter.Trial{From: length, Span: l.trial.Span, Bytes: l.trial.Bytes}
+	})
+	if err != nil {
+		s.o.log.Error("no trial", "buyer", s.name(), "error", err)
+	}
+	return err == nil
+}
+
 // sell opens the feed's channel. mu is held.
 func (s *session) sell() {
-	x, err := replicate.NewSeller(replicate.SellerConfig{
+	blocks := s.feed.Reader()
+	cfg := replicate.SellerConfig{
 		Session: replicate.Session{Mux: s.mux, HandshakeHash: s.conn.HandshakeHash(), Initiator: s.conn.Initiator()},
-		Feed:    s.feed, Blocks: s.feed.Reader(), Uplink: s.o.cfg.Uplink, Ended: s.ended, Log: s.o.log,
-	})
+		Feed:    s.feed, Blocks: blocks, Uplink: s.o.cfg.Uplink, Paused: s.paused, Ended: s.ended, Log: s.o.log,
+	}
+	if s.sale != nil {
+		cfg.First = s.first()
+		cfg.Meter = toll{s, s.sale, blocks}
+	}
+	x, err := replicate.NewSeller(cfg)
 	if err != nil {
 		s.o.log.Debug("a feed's channel cannot be opened", "error", err)
 		return
 	}
 	s.seller = x
+}
+
+// first returns the first block that the sale includes. mu is held.
+func (s *session) first() uint64 {
+	if s.sale == nil {
+		return 0
+	}
+	st := s.sale.State()
+	return st.First()
+}
+
+// toll is the meter as the seller of the feed asks it.
+type toll struct {
+	s      *session
+	sale   *ledger.Sale
+	blocks *feed.Reader
+}
+
+// Admit implements replicate.Meter.
+func (g toll) Admit(i uint64, size int) bool {
+	w, err := g.blocks.Weight(i)
+	if err == nil && g.sale.Admit(i, meter.Weight{Readings: w.Readings, Span: w.Span, Bytes: uint64(size)}) {
+		g.s.o.passed(size)
+		return true
+	}
+	g.s.dry.Store(true) // the seller's lock is held: the rest is for the offer's goroutine
+	g.s.o.poke()
+	return false
 }
 
 // ended is called when the feed's channel is closed.
@@ -104,11 +285,11 @@ func (s *session) ended(err error) {
 	}
 	f, err := s.o.cfg.Feed.Renew(s.buyer)
 	if err != nil {
-		s.o.log.Error("a buyer needs a new feed, and there is none", "buyer", fmt.Sprintf("%x", s.buyer[:4]), "error", err)
+		s.o.log.Error("a buyer needs a new feed, and there is none", "buyer", s.name(), "error", err)
 		return
 	}
 	s.feed = f
-	s.o.log.Warn("a buyer's copy lies too far back: it gets a new feed", "buyer", fmt.Sprintf("%x", s.buyer[:4]), "generation", f.Generation())
+	s.o.log.Warn("a buyer's copy lies too far back: it gets a new feed", "buyer", s.name(), "generation", f.Generation())
 	s.give()
 }
 
@@ -121,10 +302,44 @@ func (s *session) give() {
 	}
 }
 
-// has returns what the buyer has.
+// has returns what the buyer has. mu is held.
 func (s *session) has() dazaar.Valid {
 	first, length := s.feed.Bounds()
-	return dazaar.Valid{Type: "free", CreditMsat: "0", First: first, Length: length}
+	v := dazaar.Valid{Type: "free", CreditMsat: "0", First: max(first, s.first()), Length: length}
+	if s.sale == nil {
+		return v
+	}
+	describe(&v, s.sale.State(), s.o.listing().price.Unit)
+	return v
+}
+
+// describe says what is left on a meter, of the credit that was bought first; where
+// there is none, in the unit of today's price.
+func describe(v *dazaar.Valid, st meter.State, unit meter.Unit) {
+	left, msat := uint64(0), uint64(0)
+	if len(st.Lots) > 0 {
+		unit = st.Lots[0].Price.Unit
+	}
+	for _, l := range st.Lots {
+		msat += l.Msat()
+		if l.Price.Unit == unit {
+			left += l.Units()
+		}
+	}
+	v.CreditMsat, v.PaidMsat = fmt.Sprint(msat), fmt.Sprint(st.Msat)
+	switch {
+	case st.Owned:
+		v.Type = "once"
+		return
+	case len(st.Lots) == 0 && st.Trial.Bytes > 0:
+		v.Type, left = "trial", st.Trial.Span
+	case unit == meter.Wall:
+		v.Type = "time"
+	default:
+		v.Type = unit.String()
+	}
+	n := int64(min(left, meter.MaxNumber))
+	v.Remaining = &n
 }
 
 // update says that the log changed.
@@ -134,6 +349,91 @@ func (s *session) update() {
 	s.mu.Unlock()
 	if x != nil {
 		x.Update()
+	}
+}
+
+// tick looks after a session each second: credit that runs by the clock may have
+// ended, and so may the patience with who does not pay.
+func (s *session) tick(now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.over:
+	case s.feed == nil:
+		if s.o.overdue(s, now) {
+			s.refuse(dazaar.CodePaymentRequired, "nothing was paid")
+		}
+	case s.sale != nil && !s.paused && s.sale.Advance() && s.sale.Dry():
+		s.pause()
+	}
+}
+
+// pause parks what the buyer asks for, and says why. mu is held.
+func (s *session) pause() {
+	s.dry.Store(false)
+	if s.paused || s.over {
+		return
+	}
+	s.paused = true
+	s.parked.Store(true)
+	if s.seller != nil {
+		s.seller.Pause()
+	}
+	s.ch.Invalid(dazaar.Invalid{Error: "credit has ended: ask for an invoice", Code: dazaar.CodeCreditEnded}) //nolint:errcheck // the connection ends
+	s.ch.Valid(s.has())                                                                                       //nolint:errcheck // as above
+	s.o.log.Info("credit ended", "buyer", s.name())
+}
+
+// relist sends a new card. Who has for nothing what now costs something, or the other
+// way round, must come again.
+func (s *session) relist(was, l *listing) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.ch == nil || s.over:
+	case s.feed != nil && l.free != (s.sale == nil):
+		s.refuse(dazaar.CodeClosing, "the offer has changed: come again")
+	default:
+		s.agreed = sameHash(was.hash, l.hash) && s.agreed || l.hash == nil
+		s.ch.Card(l.signed) //nolint:errcheck // the connection ends
+		if l.terms != "" {
+			s.ch.Terms(l.terms) //nolint:errcheck // as above
+		}
+	}
+}
+
+func sameHash(a, b *jcs.Hex32) bool { return a == b || a != nil && b != nil && *a == *b }
+
+// wake pauses a session whose meter let nothing pass.
+func (s *session) wake() {
+	if !s.dry.Load() {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pause()
+}
+
+// paid goes on after a payment.
+func (s *session) paid() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.over || s.ch == nil || s.sale == nil {
+		return
+	}
+	s.terms = true                                             // they were accepted, or no invoice had been made
+	s.asked = bucket.New(asksPerSecond, asksBurst, time.Now()) // who pays may ask
+	if s.feed == nil {
+		s.proceed() //nolint:errcheck // the connection ends
+		return
+	}
+	s.dry.Store(false)
+	s.paused = false
+	s.parked.Store(false)
+	s.ch.Valid(s.has()) //nolint:errcheck // the connection ends
+	if s.seller != nil {
+		s.seller.SetWindow(s.first(), 0)
+		s.seller.Resume()
 	}
 }
 
@@ -150,57 +450,14 @@ func (s *session) valid() {
 func (s *session) finish(code, why string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.over = true
-	if s.seller != nil {
-		s.seller.Revoke()
-		s.seller = nil
-	}
-	if s.ch != nil {
-		s.ch.Invalid(dazaar.Invalid{Error: why, Code: code}) //nolint:errcheck // the connection ends
-	}
-	s.mux.Finish()
+	s.refuse(code, why)
 }
 
-// handler is a session as the dazaar channel sees it.
-type handler session
-
-// Opened implements dazaar.SellerHandler: the offer is free, so the buyer gets a feed.
-func (h *handler) Opened(hs dazaar.Handshake) error {
-	s := (*session)(h)
-	old, ok := s.o.claim(s)
-	if old != nil {
-		old.finish(dazaar.CodeReplaced, "another connection with this key took over")
-	}
+// tell passes on that a key was burned.
+func (s *session) tell(b dazaar.Burned) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := s.ch.SellerID(s.o.id); err != nil {
-		return err
+	if s.ch != nil && !s.over {
+		s.ch.Burned(b) //nolint:errcheck // the connection ends
 	}
-	if !ok {
-		err := s.ch.Invalid(dazaar.Invalid{Error: "too many buyers, or a connection with this key is newer than 5 s: try again", Code: dazaar.CodeBusy})
-		s.mux.Finish()
-		return err
-	}
-	f, err := s.o.cfg.Feed.Rekey(s.buyer)
-	if err != nil {
-		s.o.log.Error("no feed for a buyer", "buyer", fmt.Sprintf("%x", s.buyer[:4]), "error", err)
-		err = s.ch.Invalid(dazaar.Invalid{Error: "the seller cannot sell now", Code: dazaar.CodeBusy})
-		s.mux.Finish()
-		return err
-	}
-	s.feed = f
-	s.from.Favor(s.conn.RemoteAddr())
-	s.o.log.Info("buyer", "buyer", fmt.Sprintf("%x", s.buyer[:4]), "from", s.conn.RemoteAddr(), "agent", fmt.Sprintf("%.40q", hs.Agent))
-	s.give()
-	return nil
 }
-
-// Closed implements dazaar.SellerHandler.
-func (h *handler) Closed(error) { (*session)(h).mux.Finish() }
-
-// What a buyer of a free feed has no need to say is ignored.
-func (h *handler) UserMessage(dazaar.UserMessage) error       { return nil }
-func (h *handler) AcceptTerms(dazaar.AcceptTerms) error       { return nil }
-func (h *handler) InvoiceRequest(dazaar.InvoiceRequest) error { return nil }
-func (h *handler) Receipt(dazaar.Receipt) error               { return nil }
-func (h *handler) FindTime(dazaar.FindTime) error             { return nil }

@@ -2,10 +2,12 @@ package payment
 
 import "errors"
 
-// Errors of a [Gateway].
+// Errors of a [Gateway] and a [Wallet].
 var (
 	// ErrUnpayable says that invoices could not be paid now.
 	ErrUnpayable = errors.New("payment: cannot be paid now")
 	// ErrUnknown says that the wallet has no such invoice.
 	ErrUnknown = errors.New("payment: no such invoice")
+	// ErrDeclined says that a wallet did not pay, and will not.
+	ErrDeclined = errors.New("payment: the wallet did not pay")
 )

@@ -1,5 +1,6 @@
 // Package payment says what a seller needs of the wallet that is paid: a [Gateway]
-// makes invoices and says what became of them. It never pays.
+// makes invoices and says what became of them, and never pays; and what a buyer needs
+// of the one that does, a [Wallet].
 //
 // Amounts are integers in msat (thousandths of a satoshi), everywhere.
 //
@@ -50,6 +51,16 @@ type Status struct {
 	Paid uint64
 	// Preimage hashes to Hash, if the gateway tells it.
 	Preimage *[32]byte
+}
+
+// Wallet pays invoices. Its methods are called one at a time.
+type Wallet interface {
+	// Network is the one that it pays on.
+	Network() bolt11.Network
+	// Pay pays an invoice and returns the preimage; for one that it paid before it
+	// returns that preimage again. An error that wraps [ErrDeclined] says that
+	// nothing was paid, nor will be; after any other nobody knows.
+	Pay(ctx context.Context, request string) (preimage [32]byte, err error)
 }
 
 // Gateway is a wallet that receives. All methods are safe for concurrent use.

@@ -73,6 +73,9 @@ type Payment struct {
 	Unit     string `json:"unit"`
 	Interval string `json:"interval"`
 	Amount   string `json:"amount"`
+	// Clock is "wall" if time passes by the seller's clock, from the payment on;
+	// else it is sensed time.
+	Clock string `json:"clock,omitempty"`
 }
 
 // Trial is what may be had before paying.
@@ -263,8 +266,13 @@ func (c *Card) Price(i int) (p meter.Price, err error) {
 		}
 		p.Unit, p.Interval = u.unit, n*u.count
 	}
-	if p.Unit == 0 {
+	switch {
+	case p.Unit == 0:
 		return p, bad("unit", w.Unit)
+	case w.Clock == "wall" && p.Unit == meter.Time:
+		p.Unit = meter.Wall
+	case w.Clock != "" && w.Clock != "sensed":
+		return p, bad("clock", w.Clock)
 	}
 	if p.Amount, err = msat(w.Amount); err != nil {
 		return p, bad("amount", w.Amount)

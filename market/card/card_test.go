@@ -20,7 +20,7 @@ func example() *Card {
 	return &Card{
 		Name: "air", Description: "Temperature <roof> & more", Provider: "Kallio", Version: 3, Updated: time.Unix(1_790_000_000, 0), Network: "regtest",
 		Payee:   "03e7156ae33b0a208d0744199163177e909e80176e55d97a2f221ede0f934dd9ad",
-		Payment: []Payment{{"lnd", "LightningSats", "minutes", "10", "100.5"}}, History: &History{Seconds: 86400, Amount: "50"},
+		Payment: []Payment{{Method: "lnd", Currency: "LightningSats", Unit: "minutes", Interval: "10", Amount: "100.5"}}, History: &History{Seconds: 86400, Amount: "50"},
 		Trial: &Trial{60, 65536}, Terms: &Terms{strings.Repeat("ab", 32)}, Delay: "20",
 		Feed:  Feed{Encoding: "senml+json", Every: "10", First: 7, Schema: []Field{{Name: "roof/temperature", Unit: "Cel", Sensor: "bme280", Every: "10"}}},
 		Place: &Place{"60.18", "24.95"},

@@ -29,6 +29,9 @@ import (
 // amount is not one that is taken.
 var ErrLimit = errors.New("cashier: too much is asked for")
 
+// ErrClock says that the device does not know the time: when would an invoice end?
+var ErrClock = fmt.Errorf("%w: the clock of the device is not set", payment.ErrUnpayable)
+
 // Limits.
 const (
 	// Expiry is how long an invoice can be paid.
@@ -138,7 +141,7 @@ func (c *Cashier) Close() {
 func (c *Cashier) Invoice(ctx context.Context, o Order) (ledger.Row, error) {
 	now := c.cfg.Now()
 	if now.IsZero() {
-		return ledger.Row{}, fmt.Errorf("%w: the clock of the device is not set", payment.ErrUnpayable)
+		return ledger.Row{}, ErrClock
 	}
 	if o.Msat < MinMsat || o.Msat > MaxMsat {
 		return ledger.Row{}, fmt.Errorf("%w: %d msat; at least %d and at most %d", ErrLimit, o.Msat, uint64(MinMsat), uint64(MaxMsat))

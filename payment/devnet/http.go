@@ -9,6 +9,9 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+
+	"dazaar-edge/payment"
+	"dazaar-edge/payment/bolt11"
 )
 
 const maxBody = 16 << 10
@@ -36,6 +39,9 @@ func (n *Node) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	var a payAnswer
 	preimage, err := n.Pay(q.Request, q.Msat)
+	if errors.Is(err, errPaid) {
+		preimage, err = n.paid(q.Request) // asked for again: the answer got lost
+	}
 	if err != nil {
 		a.Error = err.Error()
 	} else {
@@ -48,13 +54,33 @@ func (n *Node) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	json.NewEncoder(w).Encode(a) //nolint:errcheck // he does not listen
 }
 
-// Wallet pays invoices of the test wallet at a URL.
+// paid returns the preimage of an invoice that is paid.
+func (n *Node) paid(request string) (preimage [32]byte, err error) {
+	v, err := bolt11.Parse(request)
+	if err != nil {
+		return preimage, err
+	}
+	st, err := n.Lookup(context.Background(), v.Hash)
+	if err == nil && st.Preimage == nil {
+		err = errPaid
+	}
+	if err != nil {
+		return preimage, err
+	}
+	return *st.Preimage, nil
+}
+
+// Wallet pays invoices of the test wallet at a URL. It implements
+// [payment.Wallet].
 type Wallet struct {
 	URL    string       // http://HOST:PORT
 	Client *http.Client // nil is http.DefaultClient
 }
 
-// Pay pays an invoice and returns its preimage.
+// Network implements [payment.Wallet].
+func (w *Wallet) Network() bolt11.Network { return bolt11.Regtest }
+
+// Pay implements [payment.Wallet].
 func (w *Wallet) Pay(ctx context.Context, request string) (preimage [32]byte, err error) {
 	body, err := json.Marshal(payRequest{Request: request})
 	if err != nil {
@@ -83,7 +109,7 @@ func (w *Wallet) Pay(ctx context.Context, request string) (preimage [32]byte, er
 		return preimage, fmt.Errorf("devnet: %s is no test wallet: %s", w.URL, resp.Status)
 	}
 	if a.Error != "" {
-		return preimage, errors.New(a.Error)
+		return preimage, fmt.Errorf("%w: %s", payment.ErrDeclined, a.Error)
 	}
 	p, err := hex.DecodeString(a.Preimage)
 	if err != nil || len(p) != len(preimage) {

@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 
@@ -118,4 +119,30 @@ func (l *Ledger) Accounts(offer string, f func(a Account, err error) bool) error
 		})
 		return nil
 	})
+}
+
+func cards(offer string) string { return "cards/" + offer }
+
+// PutCard keeps a signed card of an offer. Older versions stay: invoices were made
+// under them.
+func (l *Ledger) PutCard(offer string, version uint64, signed []byte) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.update(func(tx *db.Tx) error {
+		return tx.Put(cards(offer), binary.BigEndian.AppendUint64(nil, version), signed)
+	})
+}
+
+// Card returns the newest card of an offer that was kept; nil if there is none.
+func (l *Ledger) Card(offer string) (signed []byte, err error) {
+	err = l.db.View(func(tx *db.Tx) error {
+		tx.Each(cards(offer), func(_, value []byte, err error) bool {
+			if err == nil {
+				signed = append(signed[:0], value...)
+			}
+			return true
+		})
+		return nil
+	})
+	return signed, err
 }

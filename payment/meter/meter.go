@@ -55,6 +55,8 @@ type State struct {
 	From, Start uint64
 	// Lots are what is left, oldest first.
 	Lots []Lot
+	// Msat is what was ever credited.
+	Msat uint64
 	// Owned: it was paid once, and everything is free.
 	Owned bool
 	// Tried: there was a trial, whatever is left of it.
@@ -95,6 +97,7 @@ func (s *State) Credit(p Price, msat uint64) error {
 		s.Lots = append(s.Lots, Lot{Price: p})
 	}
 	s.Lots[i].credit = s.Lots[i].credit.plus(times(msat, p.Interval))
+	s.Msat = min(s.Msat+msat, MaxNumber)
 	if p.Unit == Once && !s.Lots[i].credit.less(money{0, p.Amount}) {
 		s.Owned = true
 		s.Lots[i].credit = s.Lots[i].credit.minus(money{0, p.Amount})

@@ -23,7 +23,7 @@ func (s *State) Append(b []byte) []byte {
 			flags |= 1 << i
 		}
 	}
-	for _, n := range []uint64{flags, s.From, s.Start, s.Trial.From, s.Trial.Span, s.Trial.Bytes, s.Clock, s.Paid, s.Again, uint64(len(s.Lots))} {
+	for _, n := range []uint64{flags, s.From, s.Start, s.Trial.From, s.Trial.Span, s.Trial.Bytes, s.Clock, s.Msat, s.Paid, s.Again, uint64(len(s.Lots))} {
 		b = binary.AppendUvarint(b, n)
 	}
 	for _, l := range s.Lots {
@@ -63,7 +63,7 @@ func Parse(b []byte) (s State, err error) {
 	s.Owned, s.Begun, s.Tried = flags&1 != 0, flags&2 != 0, flags&4 != 0
 	s.From, s.Start = next(MaxNumber), next(MaxNumber)
 	s.Trial = Trial{next(MaxNumber), next(MaxNumber), next(MaxNumber)}
-	s.Clock, s.Paid, s.Again = next(MaxNumber), next(MaxNumber), next(MaxNumber)
+	s.Clock, s.Msat, s.Paid, s.Again = next(MaxNumber), next(MaxNumber), next(MaxNumber), next(MaxNumber)
 	for range next(MaxLots) {
 		var l Lot
 		l.Price = Price{Unit(next(uint64(Once))), next(MaxNumber), next(MaxNumber), next(MaxNumber)}

@@ -217,7 +217,7 @@ func TestMessages(t *testing.T) {
 	feed := OneTimeFeed{Key: [32]byte{1}, Generation: 2}
 	note := UserMessage{"lnd-pay-request", json.RawMessage(`{"amount":5}`)}
 	invoice := Invoice{ID: 1, Request: "lnbcrt", Msat: "5", Hash: jcs.Hex32{1}, ExpiresAt: 2, Units: 3, Card: 4, Sig: jcs.Hex64{5}}
-	valid := Valid{"time", &seven, "8", 9, 10}
+	valid := Valid{Type: "time", Remaining: &seven, CreditMsat: "8", PaidMsat: "11", First: 9, Length: 10}
 	accept := NewAcceptTerms("be kind", public(key(1)), key(2))
 	burned := Burned{jcs.Hex32{1}, jcs.Hex32{2}, jcs.Hex32{3}}
 	for _, err := range []error{

@@ -91,6 +91,9 @@ type Valid struct {
 	Remaining *int64 `json:"remaining"`
 	// CreditMsat is a decimal number.
 	CreditMsat string `json:"creditMsat"`
+	// PaidMsat is what was ever credited, a decimal number: it tells a buyer that a
+	// payment arrived. Ours; others may not say it.
+	PaidMsat string `json:"paidMsat,omitempty"`
 	First      uint64 `json:"first"`
 	Length     uint64 `json:"length"`
 }

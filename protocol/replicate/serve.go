@@ -220,8 +220,10 @@ func (s *Seller) answer(r *message.Request) (d *message.Data, reason uint64, wai
 		s.settle()
 		return nil, 0, true
 	default:
+		// Not "not available": the peer would take it for a hole that stays.
 		s.log.Warn("replicate: a proof cannot be built", "feed", fmt.Sprintf("%x", s.key[:4]), "error", err)
-		return nil, message.ReasonNotAvailable, false
+		s.fail(fmt.Errorf("a proof cannot be built: %w", err))
+		return nil, 0, true
 	}
 	if p.Upgrade != nil && head.Length != s.signedAt { // else it was signed before
 		s.signedAt = head.Length

@@ -1,0 +1,104 @@
+package market
+
+import (
+	"crypto/ed25519"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"reflect"
+	"time"
+
+	"dazaar-edge/market/card"
+	"dazaar-edge/payment/ledger"
+	"dazaar-edge/payment/meter"
+	"dazaar-edge/protocol/jcs"
+)
+
+// Listing is what an offer is, costs and includes. It may change while it is sold:
+// who has paid keeps what was paid for.
+type Listing struct {
+	// Card describes the offer. Without a way to pay it is given away. Keys,
+	// version, date, terms and signature are filled in.
+	Card card.Card
+	// Terms is what buyers must accept; "" is nothing.
+	Terms string
+}
+
+// listing is a Listing that was checked, with its signed card.
+type listing struct {
+	card    *card.Card
+	signed  []byte
+	free    bool
+	price   meter.Price
+	history ledger.History
+	trial   *meter.Trial
+	terms   string
+	hash    *jcs.Hex32 // of the terms; nil if there are none
+}
+
+// trialBytes is what a trial is at most.
+const trialBytes = 64 << 10
+
+// publish signs the card of a listing, as a new version if it is not what it was.
+func publish(l Listing, offer string, key ed25519.PrivateKey, books *ledger.Ledger, now time.Time) (*listing, error) {
+	out := &listing{terms: l.Terms, free: len(l.Card.Payment) == 0}
+	c := l.Card
+	if l.Terms != "" {
+		h := jcs.Hex32(sha256.Sum256([]byte(l.Terms)))
+		out.hash = &h
+		c.Terms = &card.Terms{SHA256: hex.EncodeToString(h[:])}
+	}
+	if !out.free {
+		var err error
+		if out.price, err = c.Price(0); err != nil {
+			return nil, err
+		}
+		if h := c.History; h != nil && h.All {
+			out.history = ledger.All
+		} else if h != nil {
+			out.history = ledger.History(h.Seconds) * 1000
+		}
+		if t := c.Trial; t != nil {
+			out.trial = &meter.Trial{Span: t.Seconds * 1000, Bytes: min(t.Bytes, trialBytes)}
+		}
+	}
+	kept, err := books.Card(offer)
+	if err != nil {
+		return nil, err
+	}
+	seller := [32]byte(key[ed25519.SeedSize:])
+	c.Version = 1
+	if kept != nil {
+		old, err := card.Parse(kept, &seller, 0)
+		if err != nil {
+			return nil, fmt.Errorf("the card that was published last: %w", err)
+		}
+		if same(*old, c) {
+			out.card, out.signed = old, kept
+			return out, nil
+		}
+		c.Version = old.Version + 1
+	}
+	c.Updated = now // 1970 while the clock is not set
+	if now.IsZero() {
+		c.Updated = time.Unix(0, 0)
+	}
+	if out.signed, err = c.Sign(key); err != nil {
+		return nil, err
+	}
+	// Parsed again, it is as a buyer has it.
+	if out.card, err = card.Parse(out.signed, &seller, 0); err != nil {
+		return nil, err
+	}
+	return out, books.PutCard(offer, c.Version, out.signed)
+}
+
+// same tells whether two cards say the same, but for what every one says anew.
+func same(old, c card.Card) bool {
+	c.SellerKey, c.ID, c.Version, c.Updated, c.Sig = old.SellerKey, old.ID, old.Version, old.Updated, old.Sig
+	c.Feed.First = old.Feed.First
+	if len(c.Payment) == 0 && len(old.Payment) == 0 {
+		c.Payment = old.Payment
+	}
+	return reflect.DeepEqual(old, c)
+}
