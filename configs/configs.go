@@ -7,7 +7,6 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"slices"
 	"strings"
@@ -28,6 +27,8 @@ type Config struct {
 	Device  Device
 	Storage Storage
 	Limits  Limits
+	// Payment are wallets that are paid, in order of preference.
+	Payment []Gateway
 	Feeds   []Feed
 
 	file string
@@ -35,7 +36,22 @@ type Config struct {
 }
 
 // Device is the board.
-type Device struct{ Name string }
+type Device struct {
+	Name  string
+	Place *Place // nil if it is not said
+	// TrustClock believes the system's clock also while nothing synchronises it.
+	TrustClock bool
+}
+
+// Place is where the board is, in degrees; decimals as they were written.
+type Place struct{ Lat, Lon string }
+
+// Gateway is a wallet that is paid.
+type Gateway struct {
+	Kind string // devnet
+	// Listen is where the test wallet takes payments.
+	Listen string
+}
 
 // Storage says where and how much is kept.
 type Storage struct {
@@ -61,10 +77,31 @@ type Feed struct {
 	Name     string
 	Encoding string
 	Pack     time.Duration
-	MaxSize  int64  // its share of Storage.MaxSize, in bytes
-	Free     bool   // it is sold, for nothing
-	TCP      string // address on which it is sold; "" is none
-	Sensors  []Sensor
+	MaxSize  int64 // its share of Storage.MaxSize, in bytes
+	// Free: it is given away. Else Price says what it costs; nil is not for sale.
+	Free  bool
+	Price *Price
+	Trial time.Duration // 0 is none
+	// Terms is the text that buyers must accept; "" is none.
+	Terms       string
+	Description string
+	Burnable    bool
+	TCP         string // address on which it is sold; "" is none
+	Sensors     []Sensor
+}
+
+// Price is Amount satoshi, a decimal number, for Interval of Unit: seconds, minutes,
+// hours, days, readings, bytes, kilobytes, megabytes or once.
+type Price struct {
+	Amount   string
+	Unit     string
+	Interval uint64
+	// History is what is included from before the purchase: All, or a duration, and
+	// 0 is nothing; HistoryAmount is its price, as Amount.
+	All           bool
+	History       time.Duration
+	HistoryAmount string
+	Wall          bool // time passes by the seller's clock
 }
 
 // Sensor is one source of readings.
@@ -100,7 +137,12 @@ func (e *Error) Error() string {
 // raw is the file as it is written; all values that have a unit are text.
 type raw struct {
 	Device struct {
-		Name string `yaml:"name"`
+		Name  string `yaml:"name"`
+		Clock string `yaml:"clock"`
+		Place *struct {
+			Lat string `yaml:"lat"`
+			Lon string `yaml:"lon"`
+		} `yaml:"place"`
 	} `yaml:"device"`
 	Storage struct {
 		Path    string `yaml:"path"`
@@ -117,16 +159,24 @@ type raw struct {
 		Upload         string `yaml:"upload"`
 		UploadPerBuyer string `yaml:"upload_per_buyer"`
 	} `yaml:"limits"`
+	Payment []struct {
+		Gateway string `yaml:"gateway"`
+		Listen  string `yaml:"listen"`
+	} `yaml:"payment"`
 	Feeds []struct {
 		Name     string `yaml:"name"`
 		Encoding string `yaml:"encoding"`
 		Pack     struct {
 			Every string `yaml:"every"`
 		} `yaml:"pack"`
-		MaxShare string `yaml:"max_share"`
-		Price    string `yaml:"price"`
-		TCP      string `yaml:"tcp"`
-		Sensors  []struct {
+		MaxShare    string   `yaml:"max_share"`
+		Description string   `yaml:"description"`
+		Terms       string   `yaml:"terms"`
+		Price       ast.Node `yaml:"price"`
+		Trial       string   `yaml:"trial"`
+		Burnable    bool     `yaml:"burnable"`
+		TCP         string   `yaml:"tcp"`
+		Sensors     []struct {
 			Name    string   `yaml:"name"`
 			Driver  string   `yaml:"driver"`
 			Every   string   `yaml:"every"`
@@ -148,7 +198,8 @@ type raw struct {
 var keyNames = [...]string{
 	"device", "name", "storage", "path", "max_size", "max_age", "commit", "every", "bytes", "limits", "memory", "feeds", "encoding", "pack",
 	"max_share", "sensors", "driver", "bus", "address", "seed", "buyers", "upload", "upload_per_buyer", "price", "tcp",
-	"field", "unit", "scale", "offset", "command", "timeout",
+	"field", "unit", "scale", "offset", "command", "timeout", "place", "lat", "lon", "payment", "gateway", "listen", "description", "terms", "trial",
+	"burnable", "amount", "currency", "per", "history", "history_amount", "clock",
 }
 
 // Load reads and checks the file.
@@ -283,26 +334,6 @@ func (r *reader) limits(in *raw, c *Config) {
 	c.Limits.UploadPerBuyer = r.rate("limits.upload_per_buyer", l.UploadPerBuyer, 512e3/8)
 }
 
-// sale reads what is asked for a feed, and where it is sold.
-func (r *reader) sale(out *Feed, path, price, tcp string) {
-	switch price {
-	case "", "free":
-		out.Free = price == "free"
-	default:
-		r.fail(path+".price", "%q: feeds can only be given away so far: free", price)
-	}
-	out.TCP = tcp
-	if tcp == "" {
-		return
-	}
-	if _, port, err := net.SplitHostPort(tcp); err != nil || port == "" {
-		r.fail(path+".tcp", "%q is not an address to listen on: write \":49738\" or \"127.0.0.1:49738\"", tcp)
-	}
-	if !out.Free {
-		r.fail(path+".tcp", "is for a feed that is sold: add price: free")
-	}
-}
-
 // Bounds of what can be configured.
 const (
 	minLogSize  = 2 << 20
@@ -317,7 +348,18 @@ const (
 func DBReserve(maxSize int64) int64 { return min(maxSize/8, 32<<20) }
 
 func (r *reader) config(in *raw) *Config {
-	c := &Config{Device: Device(in.Device)}
+	c := &Config{Device: Device{Name: in.Device.Name}}
+	if p := in.Device.Place; p != nil {
+		c.Device.Place = r.place(p.Lat, p.Lon)
+	}
+	switch in.Device.Clock {
+	case "", "synchronised":
+	case "system":
+		c.Device.TrustClock = true
+	default:
+		r.fail("device.clock", "%q is unknown: synchronised believes the clock while something synchronises it (NTP), system always, for a board with a clock battery", in.Device.Clock)
+	}
+	r.payment(in, c)
 	if c.Device.Name == "" {
 		c.Device.Name, _ = os.Hostname() // "" names nothing, and is fine
 	}
@@ -367,7 +409,7 @@ func (r *reader) feeds(in *raw, c *Config) {
 		} else {
 			open++
 		}
-		r.sale(&out, path, f.Price, f.TCP)
+		r.sale(in, i, path, c, &out)
 		out.Sensors = r.sensors(in, i)
 		c.Feeds = append(c.Feeds, out)
 	}

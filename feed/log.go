@@ -51,7 +51,7 @@ var (
 	ErrUnsettled = errors.New("feed: not settled with the buyer after an unclean start")
 	// ErrTooOld says that a buyer's head lies too far in the dropped part: it
 	// needs a new feed.
-	ErrTooOld = errors.New("feed: the buyer's head lies too far back")
+	ErrTooOld = fmt.Errorf("feed: the buyer's head lies too far back: %w", merkle.ErrMissing)
 	// ErrMoved says that nothing may be signed on this board or card.
 	ErrMoved = errors.New("feed: keys belong to another board or card")
 )

@@ -374,7 +374,9 @@ func (f *Feed) Settle(head *merkle.Head, claimed uint64) error {
 	same := head != nil && head.Length > 0 && head.Fork == s.Fork && head.Length <= length && claimed <= s.Fork && signed <= length
 	if same {
 		h, err := f.l.TreeHashAt(head.Length)
-		if err != nil {
+		if errors.Is(err, storage.ErrClosed) {
+			return err // that says nothing about the buyer's head
+		} else if err != nil {
 			return fmt.Errorf("%w: %d blocks: %w", ErrTooOld, head.Length, err)
 		}
 		same = h == head.TreeHash

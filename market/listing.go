@@ -36,8 +36,8 @@ type listing struct {
 	hash    *jcs.Hex32 // of the terms; nil if there are none
 }
 
-// trialBytes is what a trial is at most.
-const trialBytes = 64 << 10
+// TrialBytes is what a trial is at most.
+const TrialBytes = 64 << 10
 
 // publish signs the card of a listing, as a new version if it is not what it was.
 func publish(l Listing, offer string, key ed25519.PrivateKey, books *ledger.Ledger, now time.Time) (*listing, error) {
@@ -59,7 +59,7 @@ func publish(l Listing, offer string, key ed25519.PrivateKey, books *ledger.Ledg
 			out.history = ledger.History(h.Seconds) * 1000
 		}
 		if t := c.Trial; t != nil {
-			out.trial = &meter.Trial{Span: t.Seconds * 1000, Bytes: min(t.Bytes, trialBytes)}
+			out.trial = &meter.Trial{Span: t.Seconds * 1000, Bytes: min(t.Bytes, TrialBytes)}
 		}
 	}
 	kept, err := books.Card(offer)
@@ -72,6 +72,9 @@ func publish(l Listing, offer string, key ed25519.PrivateKey, books *ledger.Ledg
 		old, err := card.Parse(kept, &seller, 0)
 		if err != nil {
 			return nil, fmt.Errorf("the card that was published last: %w", err)
+		}
+		if c.Payee == "" && !out.free {
+			c.Payee, c.Network = old.Payee, old.Network // no wallet says it now
 		}
 		if same(*old, c) {
 			out.card, out.signed = old, kept

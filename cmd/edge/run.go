@@ -100,6 +100,14 @@ func (p *program) sample(ctx context.Context, cfg *configs.Config, logger *slog.
 		return err
 	}
 	clock := sensors.SystemClock(boot)
+	if cfg.Device.TrustClock {
+		clock = sensors.TrustedClock(boot)
+	}
+	till, err := openTill(cfg, s, clock, logger)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, till.close()) }()
 	var offers []*offer
 	defer func() {
 		for _, o := range offers {
@@ -117,7 +125,7 @@ func (p *program) sample(ctx context.Context, cfg *configs.Config, logger *slog.
 			return fmt.Errorf("feed %s: %w", fc.Name, err)
 		}
 		offers = append(offers, o)
-		if err := o.sell(cfg, fc, up, logger); err != nil {
+		if err := o.sell(cfg, &fc, till, clock, up, logger); err != nil {
 			return fmt.Errorf("feed %s: %w", fc.Name, err)
 		}
 	}
@@ -160,13 +168,13 @@ func openOffer(cfg *configs.Config, fc configs.Feed, s *state, clock sensors.Clo
 }
 
 // sell begins to sell the feed, if it is for sale and may be signed.
-func (o *offer) sell(cfg *configs.Config, fc configs.Feed, up *replicate.Uplink, logger *slog.Logger) (err error) {
+func (o *offer) sell(cfg *configs.Config, fc *configs.Feed, t *till, clock sensors.Clock, up *replicate.Uplink, logger *slog.Logger) (err error) {
 	if fc.TCP == "" || o.key == nil {
 		return nil
 	}
 	o.market, err = market.NewOffer(market.OfferConfig{
 		Name: fc.Name, Feed: o.log, Key: o.key, Agent: agent(), Uplink: up, BuyerRate: cfg.Limits.UploadPerBuyer, Buyers: cfg.Limits.Buyers,
-		Log: logger,
+		Ledger: t.books, Cashier: t.cashier, Listing: t.list(cfg, fc), Now: func() time.Time { return clock.Now().Wall }, Log: logger,
 	})
 	if err != nil {
 		return err

@@ -248,7 +248,7 @@ func TestBadMessages(t *testing.T) {
 	e := newEar()
 	h, s := buyerHandler{e}, sellerHandler{e}
 	doc := `{"type":"free","remaining":null,"creditMsat":"0","first":3,"length":9,"later":[1]}`
-	if err := h.Message(typeValid, compact.AppendString(nil, doc)); err != nil || !reflect.DeepEqual(e.got, []any{Valid{"free", nil, "0", 3, 9}}) {
+	if err := h.Message(typeValid, compact.AppendString(nil, doc)); err != nil || !reflect.DeepEqual(e.got, []any{Valid{Type: "free", CreditMsat: "0", First: 3, Length: 9}}) {
 		t.Error(e.got, err)
 	}
 	for name, m := range map[string]struct {

@@ -31,6 +31,8 @@ type Feed interface {
 	// Settled tells whether heads may be signed for a buyer that shows this
 	// fork and length; Settle decides how to go on after it was asked what it
 	// has (DESIGN.md, "Forks").
+	// Errors of Settle that wrap merkle.ErrMissing say that the buyer needs a new
+	// feed.
 	Settled(fork, length uint64) bool
 	Settle(head *merkle.Head, claimed uint64) error
 	// Recover takes a block that the log had lost and the buyer returned.

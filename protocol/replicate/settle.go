@@ -231,9 +231,13 @@ func (s *Seller) settled(head *merkle.Head) {
 	if err == nil && !s.feed.Settled(s.remote.Fork, s.remote.Length) {
 		err = ErrTooOld // it shows what cannot be
 	}
-	if err != nil {
+	switch {
+	case errors.Is(err, merkle.ErrMissing), errors.Is(err, ErrTooOld):
 		s.log.Warn("replicate: the feed cannot go on", "error", err)
 		s.tooOld()
+		return
+	case err != nil: // which says nothing about the buyer
+		s.fail(err)
 		return
 	}
 	s.log.Info("replicate: settled", "fork", s.feed.Fork())
