@@ -16,4 +16,7 @@ require (
 	periph.io/x/host/v3 v3.8.5
 )
 
-require golang.org/x/tools v0.36.0 // indirect
+require (
+	golang.org/x/tools v0.36.0 // indirect
+	rsc.io/qr v0.2.0 // indirect
+)

@@ -72,6 +72,8 @@ type ClientConfig struct {
 	Archive *archive.Archive
 	Purse   *purse.Purse
 	Output  Output
+	// Card is the seller's, if it is known beforehand; [Buy] keeps it.
+	Card []byte
 	// From is the first block that is wanted, if nothing was had yet; it may be
 	// replicate.FromEnd. FromTime, if not zero, is a time instead: the block that
 	// the seller says has it, and the one before, which shows that it is right.

@@ -23,6 +23,7 @@ import (
 	"dazaar-edge/feed"
 	"dazaar-edge/payment/cashier"
 	"dazaar-edge/payment/ledger"
+	"dazaar-edge/payment/meter"
 	"dazaar-edge/protocol/bucket"
 	"dazaar-edge/protocol/dazaar"
 	"dazaar-edge/protocol/replicate"
@@ -443,6 +444,7 @@ func (o *Offer) forget(s *session) {
 // Stats say what an offer does.
 type Stats struct {
 	Buyers, Connections int
+	Card                uint64 // its version
 	// Strangers are what listening did.
 	Strangers secretstream.Counts
 }
@@ -451,7 +453,7 @@ type Stats struct {
 func (o *Offer) Stats() Stats {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	st := Stats{Buyers: len(o.buyers), Connections: len(o.all)}
+	st := Stats{Buyers: len(o.buyers), Connections: len(o.all), Card: o.listing().card.Version}
 	for _, l := range o.listeners {
 		c := l.Counts()
 		st.Strangers.Refused += c.Refused
@@ -460,6 +462,23 @@ func (o *Offer) Stats() Stats {
 		st.Strangers.Evicted += c.Evicted
 	}
 	return st
+}
+
+// Connected returns the buyers that have a feed now.
+func (o *Offer) Connected() map[[32]byte]bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	out := map[[32]byte]bool{}
+	for buyer := range o.buyers {
+		out[buyer] = true
+	}
+	return out
+}
+
+// Describe says what is left on a meter of this offer, as buyers are told.
+func (o *Offer) Describe(st meter.State) (v dazaar.Valid) {
+	describe(&v, st, o.listing().price.Unit)
+	return v
 }
 
 // Close tells buyers that the seller is closing, and ends.

@@ -17,12 +17,12 @@ var ErrGone = errors.New("sensor does not answer")
 
 // Reading is one measured value.
 type Reading struct {
-	Name string // within the source, for example "temperature"
-	Unit string // SenML unit, "" if it has none
+	Name string `json:"name"`           // within the source, for example "temperature"
+	Unit string `json:"unit,omitempty"` // SenML unit, "" if it has none
 	// Value is a float64, string, bool or []byte.
-	Value any
+	Value any `json:"value"`
 	// Quality are flags such as "range"; none is good.
-	Quality []string
+	Quality []string `json:"quality,omitempty"`
 }
 
 // Source is a sensor or something else that can be read.

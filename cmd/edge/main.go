@@ -2,8 +2,8 @@
 // cuts, sells feeds of it, and buys them.
 //
 // Words go to standard error, data to standard output. Exit codes: 0 ok,
-// 1 failed, 2 usage, 3 configuration, 4 unreachable, 5 refused or replaced,
-// 6 does not verify.
+// 1 failed, 2 usage, 3 configuration, 4 unreachable, 5 not paid, refused or
+// replaced, 6 does not verify.
 package main
 
 import (
@@ -20,6 +20,7 @@ import (
 
 	"dazaar-edge/configs"
 	"dazaar-edge/market"
+	"dazaar-edge/market/card"
 	"dazaar-edge/protocol/dazaar"
 	"dazaar-edge/protocol/replicate"
 	"dazaar-edge/protocol/secretstream"
@@ -55,7 +56,13 @@ type command struct {
 func commands() []command {
 	return []command{
 		{"run", "[-c edge.yaml]", "sample sensors into the log until stopped", runCommand},
-		{"buy", "KEY --seller HOST:PORT", "get a feed from its seller and print its readings", buyCommand},
+		{"card", "[--feed NAME] [--link | --qr]", "print the signed card of a feed, or a link to it", cardCommand},
+		{"buy", "KEY --seller HOST:PORT", "buy a feed from its seller and print its readings", buyCommand},
+		{"sensors", "[--json]", "print the newest readings of a running edge", sensorsCommand},
+		{"buyers", "[--json]", "print who bought, and what is left of it", buyersCommand},
+		{"ledger", "[--json]", "print invoices and payments", ledgerCommand},
+		{"revoke", "BUYER [--burn | --undo]", "end a sale", revokeCommand},
+		{"status", "[--json]", "print how a running edge does", statusCommand},
 		{"verify", "DIR [--json]", "read every byte of the logs in DIR and check it", verifyCommand},
 		{"repair", "DIR [--moved | --new-identity]", "cut or mark what is damaged, and say what", repairCommand},
 		{"version", "", "print the version", versionCommand},
@@ -122,9 +129,10 @@ func (p *program) report(err error) int {
 		return exitConfig
 	case errors.Is(err, market.ErrUnreachable):
 		return exitUnreachable
-	case errors.Is(err, market.ErrRefused), errors.Is(err, market.ErrBusy):
+	case errors.Is(err, market.ErrRefused), errors.Is(err, market.ErrBusy), errors.Is(err, market.ErrUnpaid):
 		return exitRefused
-	case errors.As(err, &conflict), errors.Is(err, replicate.ErrInvalid), errors.Is(err, dazaar.ErrSignature), errors.Is(err, secretstream.ErrIdentity):
+	case errors.As(err, &conflict), errors.Is(err, replicate.ErrInvalid), errors.Is(err, dazaar.ErrSignature), errors.Is(err, secretstream.ErrIdentity),
+		errors.Is(err, market.ErrInvoice), errors.Is(err, card.ErrCard), errors.Is(err, card.ErrSignature), errors.Is(err, card.ErrOlder):
 		return exitUnproven
 	}
 	return exitFailed

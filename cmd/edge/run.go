@@ -8,9 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"os/signal"
 	"path/filepath"
 	"runtime/debug"
 	"sync"
+	"syscall"
 	"time"
 
 	"dazaar-edge/configs"
@@ -18,6 +21,7 @@ import (
 	"dazaar-edge/feed/block"
 	"dazaar-edge/feed/sales"
 	"dazaar-edge/market"
+	"dazaar-edge/market/card"
 	"dazaar-edge/market/device"
 	"dazaar-edge/protocol/replicate"
 	"dazaar-edge/sensors"
@@ -38,6 +42,7 @@ type ready struct {
 	Boot   uint32      `json:"boot"`
 	Clock  bool        `json:"clock"` // the wall time is known
 	Moved  []string    `json:"moved,omitempty"`
+	Wallet string      `json:"wallet,omitempty"` // where the test wallet takes payments
 	Feeds  []readyFeed `json:"feeds"`
 }
 
@@ -48,6 +53,9 @@ type readyFeed struct {
 	TCP       string `json:"tcp,omitempty"` // where it is sold
 	First     uint64 `json:"first"`
 	Length    uint64 `json:"length"`
+
+	Link string          `json:"link,omitempty"`
+	Card json.RawMessage `json:"card,omitempty"`
 }
 
 // offer is one feed of the configuration while it runs.
@@ -63,7 +71,7 @@ type offer struct {
 
 func runCommand(p *program, ctx context.Context, args []string) error {
 	f := p.flags("run", "[-c edge.yaml]")
-	file := f.String("c", "/etc/edge/edge.yaml", "configuration file")
+	file := f.String("c", defaultConfig, "configuration file")
 	if _, err := p.parse(f, args, 0); err != nil {
 		return err
 	}
@@ -78,11 +86,11 @@ func runCommand(p *program, ctx context.Context, args []string) error {
 		debug.SetMemoryLimit(cfg.Limits.Memory * 3 / 4) // the rest is for what Go does not count
 	}
 	logger := slog.New(slog.NewTextHandler(p.stderr, nil))
-	return p.sample(ctx, cfg, logger)
+	return p.sample(ctx, *file, cfg, logger)
 }
 
 // sample runs all feeds until ctx ends.
-func (p *program) sample(ctx context.Context, cfg *configs.Config, logger *slog.Logger) (err error) {
+func (p *program) sample(ctx context.Context, file string, cfg *configs.Config, logger *slog.Logger) (err error) {
 	s, err := openState(cfg.Storage.Path, configs.DBReserve(cfg.Storage.MaxSize), true)
 	if err != nil {
 		return err
@@ -129,10 +137,18 @@ func (p *program) sample(ctx context.Context, cfg *configs.Config, logger *slog.
 			return fmt.Errorf("feed %s: %w", fc.Name, err)
 		}
 	}
-	if err := p.announce(cfg, clock, moved, offers); err != nil {
+	st := &station{cfg: cfg, clock: clock, till: till, offers: offers, start: time.Now(), log: logger}
+	if err := st.listen(); err != nil {
 		return err
 	}
-	return sampleAll(ctx, offers)
+	defer func() { err = errors.Join(st.close(), err) }()
+	if err := p.announce(st, moved); err != nil {
+		return err
+	}
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+	return st.sample(ctx, hangup, file)
 }
 
 func openOffer(cfg *configs.Config, fc configs.Feed, s *state, clock sensors.Clock, logger *slog.Logger) (*offer, error) {
@@ -218,12 +234,18 @@ func source(sc configs.Sensor, disk string) (sensors.Source, error) {
 	}
 }
 
-func (p *program) announce(cfg *configs.Config, clock sensors.Clock, moved []string, offers []*offer) error {
-	now := clock.Now()
-	out := ready{Ready: true, Device: cfg.Device.Name, Boot: now.Boot, Clock: !now.Wall.IsZero(), Moved: moved}
-	for i, o := range offers {
+func (p *program) announce(st *station, moved []string) error {
+	now := st.clock.Now()
+	out := ready{Ready: true, Device: st.cfg.Device.Name, Boot: now.Boot, Clock: !now.Wall.IsZero(), Moved: moved, Wallet: st.till.wallet}
+	for _, o := range st.offers {
 		h := o.log.Head()
-		out.Feeds = append(out.Feeds, readyFeed{o.name, o.seller, filepath.Join(cfg.Storage.Path, logsName, cfg.Feeds[i].Name), o.tcp, h.First, h.Length})
+		f := readyFeed{
+			Name: o.name, SellerKey: o.seller, Dir: filepath.Join(st.cfg.Storage.Path, logsName, o.name), TCP: o.tcp, First: h.First, Length: h.Length,
+		}
+		if o.market != nil {
+			f.Link, f.Card = card.Link([32]byte(o.key[ed25519.SeedSize:])), o.market.Card()
+		}
+		out.Feeds = append(out.Feeds, f)
 	}
 	return json.NewEncoder(p.stdout).Encode(out)
 }
@@ -231,8 +253,10 @@ func (p *program) announce(cfg *configs.Config, clock sensors.Clock, moved []str
 // retainEvery is how often old segments are looked for.
 const retainEvery = time.Minute
 
-// sampleAll runs the devices and drops what is too old.
-func sampleAll(ctx context.Context, offers []*offer) error {
+// sample runs the devices, drops what is too old, and reads the configuration again
+// when it is told to.
+func (st *station) sample(ctx context.Context, hangup <-chan os.Signal, file string) error {
+	offers := st.offers
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	errs, retain := make([]error, len(offers)), make([]error, len(offers))
@@ -249,6 +273,12 @@ func sampleAll(ctx context.Context, offers []*offer) error {
 		select {
 		case <-ctx.Done():
 			done = true
+		case <-hangup:
+			if err := st.reload(file); err != nil {
+				st.log.Error("the configuration stays as it was", "error", err)
+			} else {
+				st.log.Info("prices, terms and descriptions are those of the configuration now; what else changed waits for a restart")
+			}
 		case <-tick.C:
 			for i, o := range offers {
 				if err := o.log.Retain(); err != nil {

@@ -73,23 +73,27 @@ func (r *Resolver) Add(n *Entry) {
 	}
 }
 
-// Publish returns the resolved time of the next block, which never goes
-// backwards: where the clock was set back it stands still. Zero is unknown.
-func (r *Resolver) Publish(s Stamp) (t time.Time, err time.Duration) {
+// Resume says what was the newest time before.
+func (r *Resolver) Resume(t time.Time) { r.last = t }
+
+// Publish returns the resolved time of the next reading, at an offset to the stamp
+// of its block. It never goes backwards: where the clock was set back it stands still,
+// and held is true. Zero is unknown.
+func (r *Resolver) Publish(s Stamp, offset time.Duration) (t time.Time, err time.Duration, held bool) {
 	var fixes []Fix
 	if s.Boot == r.boot {
 		fixes = r.fixes
 	}
 	t, err = Resolve(s, fixes)
 	if t.IsZero() {
-		return t, 0
+		return t, 0, false
 	}
-	if t.Before(r.last) {
+	if t = t.Add(offset); t.Before(r.last) {
 		if err > 0 {
 			err += r.last.Sub(t)
 		}
-		return r.last, err
+		return r.last, err, true
 	}
 	r.last = t
-	return t, err
+	return t, err, false
 }

@@ -7,6 +7,7 @@ package device
 import (
 	"context"
 	"fmt"
+	"iter"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -58,6 +59,60 @@ type Device struct {
 	events  chan block.Entry
 
 	taken, failed, dropped atomic.Uint64
+
+	mu     sync.Mutex
+	states map[string]*sensorState // guarded by mu
+}
+
+// SensorState is how a sensor does.
+type SensorState struct {
+	Reads uint64 `json:"reads"`
+	// Age is how many seconds ago the newest readings were taken.
+	Age    float64           `json:"age"`
+	Newest []sensors.Reading `json:"newest,omitempty"`
+	// Error is why it does not answer; "" if it does.
+	Error string `json:"error,omitempty"`
+}
+
+type sensorState struct {
+	SensorState
+	at time.Time
+}
+
+// note takes down how a read of a sensor went.
+func (d *Device) note(name string, readings []sensors.Reading, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s := d.states[name]
+	if s == nil {
+		s = &sensorState{}
+		d.states[name] = s
+	}
+	s.Error = ""
+	if err != nil {
+		s.Error = err.Error()
+	}
+	if len(readings) > 0 {
+		s.Reads, s.Newest, s.at = s.Reads+1, readings, time.Now()
+	}
+}
+
+// Sensors returns how each sensor does, in the order of the configuration.
+func (d *Device) Sensors() iter.Seq2[string, SensorState] {
+	return func(yield func(string, SensorState) bool) {
+		for _, c := range d.cfg.Sensors {
+			d.mu.Lock()
+			var out SensorState
+			if s := d.states[c.Name]; s != nil {
+				out = s.SensorState
+				out.Age = time.Since(s.at).Seconds()
+			}
+			d.mu.Unlock()
+			if !yield(c.Name, out) {
+				return
+			}
+		}
+	}
 }
 
 // Stats are counters since New.
@@ -82,7 +137,7 @@ func New(cfg Config) (*Device, error) {
 	if cfg.Pack <= 0 || len(cfg.Sensors) == 0 {
 		return nil, fmt.Errorf("device: a pack time and sensors are needed")
 	}
-	d := &Device{cfg: cfg, log: cfg.Log, samples: make(chan sample, 64), events: make(chan block.Entry, 64)}
+	d := &Device{cfg: cfg, log: cfg.Log, samples: make(chan sample, 64), events: make(chan block.Entry, 64), states: map[string]*sensorState{}}
 	if d.log == nil {
 		d.log = slog.New(slog.DiscardHandler)
 	}
@@ -138,6 +193,9 @@ func (d *Device) read(ctx context.Context, s Sensor) {
 		}
 		at := d.cfg.Clock.Now()
 		readings, err := s.Source.Read(ctx)
+		if ctx.Err() == nil {
+			d.note(s.Name, readings, err)
+		}
 		if err != nil && ctx.Err() == nil {
 			d.failed.Add(1)
 			if failing == nil {

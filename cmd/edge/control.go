@@ -1,0 +1,319 @@
+package main
+
+import (
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"dazaar-edge/configs"
+	"dazaar-edge/market/device"
+	"dazaar-edge/payment/ledger"
+	"dazaar-edge/sensors"
+)
+
+// socketName is the socket in storage.path on which edge run answers to the owner's
+// commands: HTTP, for who may write to that file.
+const socketName = "edge.sock"
+
+// station is edge run, as the owner's commands see it.
+type station struct {
+	cfg    *configs.Config
+	clock  sensors.Clock
+	till   *till
+	offers []*offer
+	start  time.Time
+	log    *slog.Logger
+
+	server *http.Server
+	served chan struct{}
+}
+
+// listen answers on the socket.
+func (st *station) listen() error {
+	name := filepath.Join(st.cfg.Storage.Path, socketName)
+	// The directory is locked: an old socket is that of a process that is gone.
+	if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	ln, err := net.Listen("unix", name)
+	if err != nil {
+		return fmt.Errorf("storage.path: %w", err)
+	}
+	if err := os.Chmod(name, 0o600); err != nil {
+		return errors.Join(err, ln.Close())
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /status", st.status)
+	mux.HandleFunc("GET /sensors", st.sensors)
+	mux.HandleFunc("GET /buyers", st.buyers)
+	mux.HandleFunc("GET /ledger", st.ledger)
+	mux.HandleFunc("GET /card/{feed}", st.card)
+	mux.HandleFunc("POST /revoke", st.revoke)
+	st.server, st.served = &http.Server{Handler: mux, ReadTimeout: 10 * time.Second, MaxHeaderBytes: 8 << 10}, make(chan struct{})
+	go func() {
+		defer close(st.served)
+		st.server.Serve(ln) //nolint:errcheck // close ends it
+	}()
+	return nil
+}
+
+func (st *station) close() error {
+	if st.server == nil {
+		return nil
+	}
+	err := st.server.Close()
+	<-st.served
+	return err
+}
+
+// answer writes lines of JSON.
+func answer[T any](w http.ResponseWriter, lines ...T) {
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	e := json.NewEncoder(w)
+	for _, l := range lines {
+		if e.Encode(l) != nil {
+			return // he hung up
+		}
+	}
+}
+
+func fail(w http.ResponseWriter, err error) { http.Error(w, err.Error(), http.StatusConflict) }
+
+// Status is what edge status prints; docs/json.md explains it.
+type status struct {
+	Device  string       `json:"device"`
+	Version string       `json:"version"`
+	Boot    uint32       `json:"boot"`
+	Mono    float64      `json:"mono"`
+	Time    *time.Time   `json:"time"`
+	Err     float64      `json:"err,omitempty"`
+	Uptime  float64      `json:"uptime"`
+	Feeds   []feedStatus `json:"feeds"`
+	Payment *payStatus   `json:"payment,omitempty"`
+	Process processUsage `json:"process"`
+}
+
+type feedStatus struct {
+	Name        string `json:"name"`
+	SellerKey   string `json:"sellerKey,omitempty"`
+	TCP         string `json:"tcp,omitempty"`
+	First       uint64 `json:"first"`
+	Length      uint64 `json:"length"`
+	Bytes       int64  `json:"bytes"`
+	Readings    uint64 `json:"readings"`
+	Failed      uint64 `json:"failed"`
+	Dropped     uint64 `json:"dropped"`
+	Buyers      int    `json:"buyers"`
+	Connections int    `json:"connections"`
+	Refused     uint64 `json:"refused"`
+	CardVersion uint64 `json:"cardVersion,omitempty"`
+}
+
+type payStatus struct {
+	OK    bool   `json:"ok"`
+	Error string `json:"error,omitempty"`
+}
+
+func (st *station) status(w http.ResponseWriter, _ *http.Request) {
+	now := st.clock.Now()
+	out := status{
+		Device: st.cfg.Device.Name, Version: version, Boot: now.Boot, Mono: now.Mono.Seconds(), Err: now.Err.Seconds(),
+		Uptime: time.Since(st.start).Seconds(), Process: ownUsage(),
+	}
+	if !now.Wall.IsZero() {
+		out.Time = &now.Wall
+	}
+	for _, o := range st.offers {
+		h, d := o.log.Head(), o.dev.Stats()
+		f := feedStatus{
+			Name: o.name, SellerKey: o.seller, TCP: o.tcp, First: h.First, Length: h.Length, Bytes: o.log.Size(),
+			Readings: d.Readings, Failed: d.Failed, Dropped: d.Dropped,
+		}
+		if o.market != nil {
+			m := o.market.Stats()
+			f.Buyers, f.Connections, f.Refused, f.CardVersion = m.Buyers, m.Connections, m.Strangers.Refused, m.Card
+		}
+		out.Feeds = append(out.Feeds, f)
+	}
+	if len(st.cfg.Payment) > 0 {
+		p := payStatus{OK: true}
+		if err := st.till.cashier.Health(); err != nil {
+			p = payStatus{Error: err.Error()}
+		}
+		out.Payment = &p
+	}
+	answer(w, out)
+}
+
+// sensorStatus is a line of edge sensors.
+type sensorStatus struct {
+	Feed   string `json:"feed"`
+	Sensor string `json:"sensor"`
+	device.SensorState
+}
+
+func (st *station) sensors(w http.ResponseWriter, _ *http.Request) {
+	var out []sensorStatus
+	for _, o := range st.offers {
+		for name, s := range o.dev.Sensors() {
+			out = append(out, sensorStatus{o.name, name, s})
+		}
+	}
+	answer(w, out...)
+}
+
+// feed returns the offer of a name; "" is the only one.
+func (st *station) feed(name string) (*offer, error) {
+	var found *offer
+	for _, o := range st.offers {
+		if o.name == name || name == "" && len(st.offers) == 1 {
+			found = o
+		}
+	}
+	switch {
+	case found == nil && name == "":
+		return nil, errors.New("which feed? --feed NAME")
+	case found == nil:
+		return nil, fmt.Errorf("there is no feed %q", name)
+	case found.market == nil:
+		return nil, fmt.Errorf("feed %s is not sold: it needs a price and a tcp address, and a board that may sign", found.name)
+	}
+	return found, nil
+}
+
+// buyerStatus is a line of edge buyers.
+type buyerStatus struct {
+	Feed      string `json:"feed"`
+	Buyer     string `json:"buyer"`
+	Connected bool   `json:"connected"`
+	Type      string `json:"type"`
+	Remaining *int64 `json:"remaining"`
+	Credit    string `json:"creditMsat"`
+	Paid      string `json:"paidMsat"`
+	Bytes     uint64 `json:"bytes"` // that were paid for
+	Revoked   bool   `json:"revoked,omitempty"`
+	Trial     bool   `json:"trial,omitempty"`
+}
+
+func (st *station) buyers(w http.ResponseWriter, _ *http.Request) {
+	var out []buyerStatus
+	for _, o := range st.offers {
+		if o.market == nil {
+			continue
+		}
+		there := o.market.Connected()
+		err := st.till.books.Accounts(o.name, func(a ledger.Account, err error) bool {
+			if err != nil {
+				st.log.Error("a sale cannot be read", "feed", o.name, "error", err)
+				return true
+			}
+			v := o.market.Describe(a.Meter)
+			out = append(out, buyerStatus{
+				Feed: o.name, Buyer: hex.EncodeToString(a.Buyer[:]), Connected: there[a.Buyer], Type: v.Type, Remaining: v.Remaining,
+				Credit: v.CreditMsat, Paid: v.PaidMsat, Bytes: a.Meter.Paid, Revoked: a.Contract.Revoked, Trial: a.Meter.Tried,
+			})
+			delete(there, a.Buyer)
+			return true
+		})
+		if err != nil {
+			fail(w, err)
+			return
+		}
+		for buyer := range there { // those of what is free
+			out = append(out, buyerStatus{Feed: o.name, Buyer: hex.EncodeToString(buyer[:]), Connected: true, Type: "free", Credit: "0", Paid: "0"})
+		}
+	}
+	answer(w, out...)
+}
+
+func (st *station) ledger(w http.ResponseWriter, _ *http.Request) {
+	var out []ledger.Row
+	err := st.till.books.Rows(func(r ledger.Row, err error) bool {
+		if err != nil {
+			st.log.Error("an invoice in the ledger cannot be read", "error", err)
+		} else {
+			out = append(out, r)
+		}
+		return true
+	})
+	if err != nil {
+		fail(w, err)
+		return
+	}
+	sortRows(out)
+	answer(w, out...)
+}
+
+func (st *station) card(w http.ResponseWriter, r *http.Request) {
+	o, err := st.feed(r.PathValue("feed"))
+	if err != nil {
+		fail(w, err)
+		return
+	}
+	answer(w, json.RawMessage(o.market.Card()))
+}
+
+// revocation is what edge revoke asks for.
+type revocation struct {
+	Feed  string `json:"feed"`
+	Buyer string `json:"buyer"`
+	Burn  bool   `json:"burn"`
+	Undo  bool   `json:"undo"`
+}
+
+func (st *station) revoke(w http.ResponseWriter, r *http.Request) {
+	var q revocation
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 4096)).Decode(&q); err != nil {
+		fail(w, err)
+		return
+	}
+	o, err := st.feed(q.Feed)
+	var buyer [32]byte
+	if err == nil {
+		buyer, err = parseKey(q.Buyer)
+	}
+	if err == nil {
+		switch {
+		case q.Undo:
+			err = o.market.Restore(buyer)
+		case q.Burn:
+			err = o.market.Burn(buyer)
+		default:
+			err = o.market.Revoke(buyer)
+		}
+	}
+	if err != nil {
+		fail(w, err)
+		return
+	}
+	q.Feed = o.name
+	answer(w, q)
+}
+
+// reload takes over prices, terms and descriptions of a configuration that changed.
+func (st *station) reload(file string) error {
+	cfg, err := configs.Load(file)
+	if err != nil {
+		return err
+	}
+	for i := range cfg.Feeds {
+		fc := &cfg.Feeds[i]
+		for _, o := range st.offers {
+			if o.name != fc.Name || o.market == nil {
+				continue
+			}
+			if err := o.market.SetListing(st.till.list(cfg, fc)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

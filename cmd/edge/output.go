@@ -1,0 +1,323 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"dazaar-edge/feed/block"
+	"dazaar-edge/feed/merkle"
+	"dazaar-edge/storage/durable"
+)
+
+// output writes what was bought, a line of JSON for each reading, or, if raw is set,
+// the blocks' own bytes.
+type output struct {
+	raw   bool
+	since time.Time // readings before it are left out; zero leaves none out
+	log   *slog.Logger
+	file  *os.File // nil for standard output
+	w     *bufio.Writer
+	n     int64 // bytes written
+	head  merkle.Head
+
+	began  bool // a reading at or after since came
+	before bool // and one before
+	times  block.Resolver
+}
+
+// open opens the file, "" for standard output.
+func (o *output) open(p *program, name string) (err error) {
+	o.w = bufio.NewWriterSize(p.stdout, 32<<10)
+	if name == "" {
+		return nil
+	}
+	if o.file, err = os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o644); err != nil {
+		return err
+	}
+	if err := durable.OS().SyncDir(filepath.Dir(name)); err != nil {
+		return errors.Join(fmt.Errorf("--out %s: %w", name, err), o.file.Close())
+	}
+	o.w.Reset(o.file)
+	return nil
+}
+
+func (o *output) close() error {
+	if o.file == nil {
+		return nil
+	}
+	return o.file.Close()
+}
+
+// line is one reading; docs/json.md explains it.
+type line struct {
+	Index   uint64   `json:"index"`
+	Name    string   `json:"name"`
+	Unit    string   `json:"unit,omitempty"`
+	Value   any      `json:"value"`
+	Time    *string  `json:"time"`
+	Err     float64  `json:"err,omitempty"`
+	Boot    uint32   `json:"boot"`
+	Mono    float64  `json:"mono"`
+	Quality []string `json:"quality,omitempty"`
+}
+
+func (o *output) print(v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	n, err := o.w.Write(append(b, '\n'))
+	o.n += int64(n)
+	return err
+}
+
+// Block implements replicate.Sink.
+func (o *output) Block(i uint64, data []byte) error {
+	enc, ok := block.Guess(data)
+	if !ok {
+		return o.opaque(i, data)
+	}
+	pack, entry, err := enc.Parse(data)
+	switch {
+	case err != nil:
+		return o.opaque(i, data)
+	case o.raw:
+		return o.bytes(i, enc, pack, data)
+	case entry != nil:
+		b, err := block.SenMLJSON.Entry(entry)
+		if err != nil {
+			return o.opaque(i, data)
+		}
+		o.times.Add(entry)
+		return o.print(struct {
+			Index uint64          `json:"index"`
+			Entry json.RawMessage `json:"entry"`
+		}{i, b.Data})
+	}
+	for _, r := range pack.Readings {
+		l := line{Index: i, Name: pack.BaseName + r.Name, Unit: r.Unit, Value: value(r.Value), Boot: pack.Stamp.Boot, Quality: r.Quality}
+		l.Mono = (pack.Stamp.Mono + r.Offset).Seconds()
+		t, off, held := o.times.Publish(pack.Stamp, r.Offset)
+		if !t.IsZero() {
+			if o.early(t) {
+				continue
+			}
+			if held && !slices.Contains(l.Quality, "clock") {
+				l.Quality = append(slices.Clone(l.Quality), "clock")
+			}
+			text := t.UTC().Format(time.RFC3339Nano)
+			l.Time = &text
+		}
+		l.Err = off.Seconds()
+		if err := o.print(l); err != nil {
+			return err
+		}
+	}
+	return o.end(i)
+}
+
+// early tells whether a reading is before what is wanted. The first that comes should
+// be, or the seller named too late a block.
+func (o *output) early(t time.Time) bool {
+	if o.since.IsZero() || o.began {
+		return false
+	}
+	if t.Before(o.since) {
+		o.before = true
+		return true
+	}
+	if o.began = true; !o.before {
+		o.log.Warn("the first readings that came are later than --from: either there were none before, or the seller named the wrong block", "from", o.since, "first", t)
+	}
+	return false
+}
+
+// bytes writes the block's own bytes: JSON with a line end, CBOR as it is (RFC 8742),
+// and of the raw encoding the readings alone.
+func (o *output) bytes(i uint64, enc block.Encoding, pack *block.Pack, data []byte) error {
+	var err error
+	write := func(b []byte) {
+		n, e := o.w.Write(b)
+		o.n, err = o.n+int64(n), errors.Join(err, e)
+	}
+	switch {
+	case enc != block.Raw:
+		if write(data); enc == block.SenMLJSON {
+			write([]byte{'\n'})
+		}
+	case pack != nil:
+		for _, r := range pack.Readings {
+			write(r.Value.Data)
+		}
+	}
+	return errors.Join(err, o.end(i))
+}
+
+// end flushes behind the newest block: somebody may be waiting for it.
+func (o *output) end(i uint64) error {
+	if i+1 == o.head.Length {
+		return o.w.Flush()
+	}
+	return nil
+}
+
+// opaque prints a block that is none of ours.
+func (o *output) opaque(i uint64, data []byte) error {
+	if o.raw {
+		n, err := o.w.Write(data)
+		o.n += int64(n)
+		return errors.Join(err, o.end(i))
+	}
+	err := o.print(struct {
+		Index uint64 `json:"index"`
+		Data  string `json:"data"`
+	}{i, base64.StdEncoding.EncodeToString(data)})
+	return errors.Join(err, o.end(i))
+}
+
+// value is a reading's value as JSON has it.
+func value(v block.Value) any {
+	switch v.Kind {
+	case block.Float:
+		return v.Float
+	case block.Text:
+		return v.Text
+	case block.Bool:
+		return v.Bool
+	default:
+		return base64.StdEncoding.EncodeToString(v.Data)
+	}
+}
+
+// Gap implements replicate.Sink.
+func (o *output) Gap(from, to uint64) error {
+	if o.raw {
+		o.log.Warn("blocks are not to be had", "from", from, "to", to)
+		return nil
+	}
+	type span struct {
+		From uint64 `json:"from"`
+		To   uint64 `json:"to"`
+	}
+	return o.print(struct {
+		Unavailable span `json:"unavailable"`
+	}{span{from, to}})
+}
+
+// Fork implements replicate.Sink.
+func (o *output) Fork(fork, from uint64) error {
+	if o.raw {
+		o.log.Warn("the seller lost what it had: what follows replaces blocks that were written", "fork", fork, "from", from)
+		return o.w.Flush()
+	}
+	err := o.print(struct {
+		Fork uint64 `json:"fork"`
+		From uint64 `json:"from"`
+	}{fork, from})
+	return errors.Join(err, o.w.Flush())
+}
+
+// Head implements replicate.Sink.
+func (o *output) Head(h merkle.Head) error {
+	o.head = h
+	return nil
+}
+
+// Sync implements market.Output.
+func (o *output) Sync() (at int64, mark string, err error) {
+	if err := o.w.Flush(); err != nil {
+		return 0, "", err
+	}
+	if o.file == nil {
+		return o.n, standardOutput, nil
+	}
+	if err := o.file.Sync(); err != nil {
+		return 0, "", err
+	}
+	mark, err = o.mark(o.n)
+	return o.n, mark, err
+}
+
+// standardOutput is the mark of what is not a file.
+const standardOutput = "stdout"
+
+// markSize is how many bytes before a place in a file its mark is made of.
+const markSize = 4096
+
+// mark is what a file is known by at a place: a hash of what is before it.
+func (o *output) mark(at int64) (string, error) {
+	b := make([]byte, min(at, markSize))
+	if _, err := o.file.ReadAt(b, at-int64(len(b))); err != nil {
+		return "", err
+	}
+	h := sha256.Sum256(b)
+	return "file " + hex.EncodeToString(h[:8]), nil
+}
+
+// Resume implements market.Output: what a file has behind the place is what was
+// not yet known to be there, and is cut.
+func (o *output) Resume(at int64, mark string) error {
+	o.n = at
+	if o.file == nil {
+		if at > 0 && mark != standardOutput {
+			return errors.New("what was bought went into a file: give it as --out, or a new --state")
+		}
+		return nil
+	}
+	size, err := o.file.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
+	switch {
+	case mark == standardOutput && at > 0:
+		return errors.New("what was bought went to standard output: give no --out, or a new --state")
+	case at == 0 && size > 0:
+		return fmt.Errorf("%s is not empty, and nothing was bought into it yet: give another file", o.file.Name())
+	case size < at:
+		return fmt.Errorf("%s has %d bytes, and %d were written: it was cut or is another file; give the right one, or a new --state", o.file.Name(), size, at)
+	}
+	if at > 0 {
+		if have, err := o.mark(at); err != nil {
+			return err
+		} else if have != mark {
+			return fmt.Errorf("%s is not the file that was written: give the right one, or a new --state", o.file.Name())
+		}
+	}
+	if err := o.file.Truncate(at); err != nil {
+		return err
+	}
+	o.recall(at)
+	_, err = o.file.Seek(at, io.SeekStart)
+	return err
+}
+
+// recall finds the newest time in what was written before.
+func (o *output) recall(at int64) {
+	b := make([]byte, min(at, markSize))
+	if _, err := o.file.ReadAt(b, at-int64(len(b))); err != nil {
+		return
+	}
+	var newest time.Time
+	for l := range bytes.Lines(b) {
+		var x line
+		if json.Unmarshal(l, &x) == nil && x.Time != nil {
+			if t, err := time.Parse(time.RFC3339Nano, *x.Time); err == nil && t.After(newest) {
+				newest = t
+			}
+		}
+	}
+	o.times.Resume(newest)
+	o.began = at > 0
+}
