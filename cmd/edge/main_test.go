@@ -35,6 +35,9 @@ func TestScripts(t *testing.T) {
 			"stop-edge":          stopEdge,
 			"complete":           complete,
 			"buy-unread":         buyUnread,
+			"hangup-edge":        hangupEdge,
+			"buyer-of":           buyerOf,
+			"lines":              countLines,
 		},
 	})
 }
@@ -106,7 +109,52 @@ func contains(ts *testscript.TestScript, _ bool, args []string) {
 // running is what start-edge keeps for stop-edge.
 type running struct {
 	cmd    *exec.Cmd
-	stderr bytes.Buffer
+	stderr said
+}
+
+// said is what a process writes to standard error, which may be waited for.
+type said struct {
+	mu   sync.Mutex
+	b    bytes.Buffer
+	more chan struct{} // closed with the next write
+}
+
+func (s *said) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.more != nil {
+		close(s.more)
+		s.more = nil
+	}
+	return s.b.Write(p)
+}
+
+func (s *said) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}
+
+// wait waits until it has said something.
+func (s *said) wait(ts *testscript.TestScript, text string) {
+	deadline := time.After(30 * time.Second)
+	for {
+		s.mu.Lock()
+		if strings.Contains(s.b.String(), text) {
+			s.mu.Unlock()
+			return
+		}
+		if s.more == nil {
+			s.more = make(chan struct{})
+		}
+		more := s.more
+		s.mu.Unlock()
+		select {
+		case <-more:
+		case <-deadline:
+			ts.Fatalf("it does not say %q: %s", text, s.String())
+		}
+	}
 }
 
 // start-edge CONFIG starts edge run and waits until it is ready. It sets KEY and
@@ -132,6 +180,7 @@ func startEdge(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Setenv("KEY", line.Feeds[0].SellerKey)
 	ts.Setenv("KEY_IN_CAPITALS", strings.ToUpper(line.Feeds[0].SellerKey))
 	ts.Setenv("ADDRESS", line.Feeds[0].TCP)
+	ts.Setenv("WALLET", line.Wallet)
 	started.Store(ts, r)
 }
 
@@ -145,6 +194,37 @@ func stopEdge(ts *testscript.TestScript, _ bool, _ []string) {
 	ts.Check(r.cmd.Process.Signal(syscall.SIGTERM))
 	if err := r.cmd.Wait(); err != nil {
 		ts.Fatalf("%v: %s", err, r.stderr.String())
+	}
+}
+
+// hangup-edge tells it to read its configuration again, and waits until it did.
+func hangupEdge(ts *testscript.TestScript, _ bool, _ []string) {
+	v, _ := started.Load(ts)
+	r := v.(*running)
+	ts.Check(r.cmd.Process.Signal(syscall.SIGHUP))
+	r.stderr.wait(ts, "prices, terms and descriptions are those of the configuration now")
+}
+
+// buyer-of FEED sets BUYER to the buyer that paid most.
+func buyerOf(ts *testscript.TestScript, _ bool, args []string) {
+	ts.Check(ts.Exec("edge", "buyers", "-c", "edge.yaml", "--json"))
+	all, err := lines[buyerStatus]([]byte(ts.ReadFile("stdout")))
+	ts.Check(err)
+	most := -1
+	for _, b := range all {
+		paid, err := strconv.Atoi(b.Paid)
+		ts.Check(err)
+		if b.Feed == args[0] && paid > most {
+			most = paid
+			ts.Setenv("BUYER", b.Buyer)
+		}
+	}
+}
+
+// lines FILE N checks how many readings are in a file.
+func countLines(ts *testscript.TestScript, _ bool, args []string) {
+	if n := strings.Count(ts.ReadFile(args[0]), `"value":`); strconv.Itoa(n) != args[1] {
+		ts.Fatalf("%d readings in %s, want %s", n, args[0], args[1])
 	}
 }
 

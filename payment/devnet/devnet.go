@@ -84,6 +84,9 @@ func Open(fsys durable.FS, dir string) (*Node, error) {
 	n := &Node{
 		fsys: fsys, file: filepath.Join(dir, fileName), now: time.Now, invoices: map[[32]byte]*invoice{}, change: make(chan struct{}),
 	}
+	if err := fsys.Mkdir(dir); err != nil {
+		return nil, err
+	}
 	b, err := durable.ReadFile(fsys, n.file, maxFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		if n.key, err = secp256k1.GeneratePrivateKeyFromRand(rand.Reader); err != nil {
