@@ -351,6 +351,9 @@ func (l *Log) Abort() {
 	}
 }
 
+// Hurry has what was submitted committed at once.
+func (l *Log) Hurry() { l.queue.hurry() }
+
 // Flush makes everything that was submitted durable.
 func (l *Log) Flush(ctx context.Context) error {
 	t, err := l.Submit()

@@ -19,7 +19,7 @@ type Reader struct {
 	from  uint64 // blocks [from, to) are in data
 	to    uint64
 	data  []byte
-	ends  []uint32      // of each block in data
+	ends  []uint32 // of each block in data
 	heft  []storage.Weight
 	tree  []merkle.Node // by place in the tile; the index of those not there is none
 	upper *merkle.Crown // what is above the tile; nil if that is stored

@@ -34,6 +34,25 @@ type Source interface {
 	Close() error
 }
 
+// Event is what a [Streamer] has at once.
+type Event struct {
+	Readings []Reading
+	// Age is how long ago that was.
+	Age time.Duration
+	// Done, if not nil, is called once: with nil when the readings are durable, else
+	// with why they will not be.
+	Done func(error)
+}
+
+// Streamer is a source that has readings when it wants: it is not read in turns.
+type Streamer interface {
+	// Stream calls emit with what comes, until ctx ends or the source fails; then
+	// it may be called again. emit may wait.
+	Stream(ctx context.Context, emit func(Event)) error
+	// Close frees what it uses. The source is not used afterwards.
+	Close() error
+}
+
 // Time is a moment as a board knows it.
 type Time struct {
 	Boot uint32        // counts the board's starts

@@ -31,6 +31,8 @@ type Sensor struct {
 	Name   string
 	Every  time.Duration
 	Source sensors.Source
+	// Stream is in Source's place for a source that has readings when it wants.
+	Stream sensors.Streamer
 }
 
 // Config says what to join. Feed, Encoding, Clock, Pack and Sensors are
@@ -130,6 +132,7 @@ type sample struct {
 	sensor   string
 	at       sensors.Time
 	readings []sensors.Reading
+	done     func(error) // nil, or to be told what became of it
 }
 
 // New returns a device.
@@ -157,7 +160,13 @@ func (d *Device) Run(ctx context.Context) error {
 	}
 	var wg sync.WaitGroup
 	for _, s := range d.cfg.Sensors {
-		wg.Go(func() { d.read(ctx, s) })
+		wg.Go(func() {
+			if s.Stream != nil {
+				d.stream(ctx, s)
+			} else {
+				d.read(ctx, s)
+			}
+		})
 	}
 	done := make(chan struct{})
 	go func() { // ends with the sensors
@@ -213,12 +222,64 @@ func (d *Device) read(ctx context.Context, s Sensor) {
 		}
 		if len(readings) > 0 {
 			d.taken.Add(uint64(len(readings)))
-			d.samples <- sample{s.Name, at, readings}
+			d.samples <- sample{sensor: s.Name, at: at, readings: readings}
 		}
 		if next = next.Add(pause); time.Until(next) < 0 {
 			next = time.Now() // we were held up: no burst of readings
 		}
 		timer.Reset(time.Until(next))
+	}
+}
+
+// stream takes what a streamer has until ctx ends.
+func (d *Device) stream(ctx context.Context, s Sensor) {
+	defer func() {
+		if err := s.Stream.Close(); err != nil {
+			d.log.Warn("closing a sensor", "sensor", s.Name, "error", err)
+		}
+	}()
+	const first = time.Second
+	pause := first
+	var failing *sensors.Time
+	works := func() {
+		if failing != nil {
+			d.log.Info("a sensor answers again", "sensor", s.Name)
+			d.events <- sensorGap(s.Name, *failing, d.cfg.Clock.Now())
+			failing, pause = nil, first
+		}
+	}
+	for {
+		err := s.Stream.Stream(ctx, func(e sensors.Event) {
+			works()
+			at := d.cfg.Clock.Now()
+			at.Mono -= e.Age
+			if !at.Wall.IsZero() {
+				at.Wall = at.Wall.Add(-e.Age)
+			}
+			if len(e.Readings) > 0 {
+				d.note(s.Name, e.Readings, nil)
+				d.taken.Add(uint64(len(e.Readings)))
+			}
+			d.samples <- sample{s.Name, at, e.Readings, e.Done}
+		})
+		if ctx.Err() != nil {
+			works()
+			return
+		}
+		d.failed.Add(1)
+		d.note(s.Name, nil, err)
+		if failing == nil {
+			now := d.cfg.Clock.Now()
+			failing = &now
+			d.log.Warn("a sensor does not answer", "sensor", s.Name, "error", err)
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			works()
+			return
+		}
+		pause = min(2*pause, retryAfter)
 	}
 }
 

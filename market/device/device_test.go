@@ -83,7 +83,7 @@ func (r *rig) start() {
 	r.src = &testSource{reads: make(chan struct{}, 1)}
 	r.dev, err = New(Config{
 		Feed: r.log, Clock: r.clock, Pack: 4 * time.Millisecond,
-		Sensors: []Sensor{{"s", time.Millisecond, r.src}},
+		Sensors: []Sensor{{Name: "s", Every: time.Millisecond, Source: r.src}},
 	})
 	if err != nil {
 		r.t.Fatal(err)
@@ -330,7 +330,7 @@ func TestShed(t *testing.T) {
 	r.end()
 	p := &packer{d: r.dev}
 	for i := range maxWaiting + 10 {
-		p.waiting = append(p.waiting, block.Block{Stamp: block.Stamp{Boot: 1, Mono: time.Duration(i) * time.Second}})
+		p.waiting = append(p.waiting, parcel{Block: block.Block{Stamp: block.Stamp{Boot: 1, Mono: time.Duration(i) * time.Second}}})
 	}
 	p.shed()
 	if len(p.waiting) != maxWaiting || p.lost == nil || *p.lost != (span{0, 10 * time.Second}) || r.dev.Stats().Dropped != 10 {

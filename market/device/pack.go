@@ -24,21 +24,44 @@ type packer struct {
 	offset  time.Duration // of the newest clock entry
 	clocked bool          // there is one for this boot
 
-	waiting []block.Block // not submitted
-	flying  []flight      // submitted, not known to be durable
-	lost    *span         // packs that were dropped, behind flying and before waiting
+	waiting []parcel // not submitted
+	flying  []flight // submitted, not known to be durable
+	acks    int      // how many in pack, waiting and flying want to hear
+	packed  []func(error)
+	lost    *span // packs that were dropped, behind flying and before waiting
 	failing bool
+	hurried bool // what is submitted next is to be committed at once
 }
+
+// errDropped says that the card took nothing for so long that readings were dropped.
+var errDropped = errors.New("the card takes no readings")
 
 // span is from when to when packs were dropped.
 type span struct{ from, to time.Duration }
 
+// parcel is a block with those who want to hear what became of it.
+type parcel struct {
+	block.Block
+	done []func(error)
+}
+
 // flight is a batch on its way. If lost is set, its first block is the gap
 // entry for that.
 type flight struct {
-	blocks []block.Block
-	ticket *feed.Ticket
-	lost   *span
+	parcels []parcel
+	ticket  *feed.Ticket
+	lost    *span
+}
+
+// hurryAt is how many acknowledgements may wait for a commit.
+const hurryAt = 10
+
+// tell tells those of a parcel what became of it.
+func (p *packer) tell(x parcel, err error) {
+	for _, f := range x.done {
+		f(err)
+	}
+	p.acks -= len(x.done)
 }
 
 // add encodes an entry for the log.
@@ -50,7 +73,7 @@ func (p *packer) add(n block.Entry) {
 		p.d.log.Error("entry", "kind", n.Kind, "error", err)
 		return
 	}
-	p.waiting = append(p.waiting, b)
+	p.waiting = append(p.waiting, parcel{Block: b})
 }
 
 // begin says which start this is and what is missing since the last block.
@@ -167,6 +190,12 @@ func (p *packer) landed() <-chan struct{} {
 // sample adds what a sensor gave to the running pack.
 func (p *packer) sample(s sample) {
 	p.clock(s.at)
+	if len(s.readings) == 0 { // nothing to keep, and nothing to wait for
+		if s.done != nil {
+			s.done(nil)
+		}
+		return
+	}
 	at := max(s.at.Mono, p.newest)
 	if p.pack != nil && (len(p.pack.Readings)+len(s.readings) > maxReadings || p.pack.Stamp.Wall.IsZero() != s.at.Wall.IsZero()) {
 		p.finish()
@@ -176,6 +205,16 @@ func (p *packer) sample(s sample) {
 		p.pack.Stamp.Mono = at
 		p.newest = at
 	}
+	if s.done != nil {
+		p.packed = append(p.packed, s.done)
+		p.acks++
+	}
+	defer func() {
+		if p.acks >= hurryAt && len(p.packed) > 0 {
+			p.finish()
+			p.hurried = true
+		}
+	}()
 	for _, r := range s.readings {
 		v, err := value(r.Value)
 		if err != nil {
@@ -204,17 +243,22 @@ func value(v any) (block.Value, error) {
 
 // finish makes a block of the running pack.
 func (p *packer) finish() {
+	x := parcel{done: p.packed}
+	p.packed = nil
 	if p.pack == nil || len(p.pack.Readings) == 0 {
 		p.pack = nil
+		p.tell(x, nil) // of what cannot be encoded nothing comes, however often it does
 		return
 	}
-	b, err := p.d.cfg.Encoding.Pack(p.pack)
+	var err error
+	x.Block, err = p.d.cfg.Encoding.Pack(p.pack)
 	p.pack = nil
 	if err != nil {
 		p.d.log.Error("a pack is left out", "error", err)
+		p.tell(x, nil)
 		return
 	}
-	p.waiting = append(p.waiting, b)
+	p.waiting = append(p.waiting, x)
 }
 
 // submit collects what became of submitted batches and submits what waits.
@@ -231,6 +275,9 @@ func (p *packer) submit() {
 			p.again(err)
 			return // tried again with the next tick
 		}
+		for _, x := range f.parcels {
+			p.tell(x, nil)
+		}
 		p.flying = p.flying[1:]
 		p.failing = false
 	}
@@ -242,7 +289,7 @@ func (p *packer) fly() {
 	if len(p.waiting) == 0 {
 		return
 	}
-	f := flight{blocks: p.waiting}
+	f := flight{parcels: p.waiting}
 	if p.lost != nil {
 		from, to := p.lost.from, p.lost.to
 		at := p.waiting[0].Stamp
@@ -253,10 +300,18 @@ func (p *packer) fly() {
 			p.d.log.Error("gap entry", "error", err)
 			return
 		}
-		f.lost, f.blocks = p.lost, append([]block.Block{b}, p.waiting...)
+		f.lost, f.parcels = p.lost, append([]parcel{{Block: b}}, p.waiting...)
+	}
+	blocks := make([]block.Block, len(f.parcels))
+	for i, x := range f.parcels {
+		blocks[i] = x.Block
 	}
 	var err error
-	if f.ticket, err = p.w.Submit(f.blocks...); err == nil {
+	if f.ticket, err = p.w.Submit(blocks...); err == nil {
+		if p.hurried {
+			p.d.cfg.Feed.Hurry()
+			p.hurried = false
+		}
 		p.flying = append(p.flying, f)
 		p.waiting, p.lost = nil, nil
 		return
@@ -277,21 +332,24 @@ func (p *packer) complain(err error) {
 // again takes back everything from a failed batch on.
 func (p *packer) again(err error) {
 	p.complain(err)
-	var back []block.Block
+	var back []parcel
 	var lost *span
 	for _, f := range p.flying {
 		err := f.ticket.Wait(context.Background()) // those behind a failed one fail with it, at once
-		blocks, durable := f.blocks, 0
+		parcels, durable := f.parcels, 0
 		if partial := (*feed.PartialError)(nil); errors.As(err, &partial) {
 			durable = partial.Durable
 		} else if err == nil {
-			durable = len(blocks)
+			durable = len(parcels)
 		}
-		blocks = blocks[durable:]
+		for _, x := range parcels[:durable] {
+			p.tell(x, nil)
+		}
+		parcels = parcels[durable:]
 		if f.lost != nil && durable == 0 {
-			lost, blocks = f.lost.join(lost), blocks[1:]
+			lost, parcels = f.lost.join(lost), parcels[1:]
 		}
-		back = append(back, blocks...)
+		back = append(back, parcels...)
 	}
 	p.flying = nil
 	p.w.Reset()
@@ -315,7 +373,7 @@ func (s *span) join(t *span) *span {
 // when. Entries stay: they are few, and say what nothing else does.
 func (p *packer) shed() {
 	for drop := len(p.waiting) - maxWaiting; drop > 0; drop-- {
-		i := slices.IndexFunc(p.waiting, func(b block.Block) bool { return b.Entry == "" })
+		i := slices.IndexFunc(p.waiting, func(x parcel) bool { return x.Entry == "" })
 		if i < 0 {
 			return
 		}
@@ -324,6 +382,7 @@ func (p *packer) shed() {
 			gone.to = p.waiting[i+1].Stamp.Mono
 		}
 		p.lost = p.lost.join(&gone)
+		p.tell(p.waiting[i], errDropped)
 		p.waiting = slices.Delete(p.waiting, i, i+1)
 		p.d.dropped.Add(1)
 	}
