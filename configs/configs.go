@@ -29,6 +29,8 @@ type Config struct {
 	Limits  Limits
 	// Payment are wallets that are paid, in order of preference.
 	Payment []Gateway
+	MQTT    *MQTT // nil if no sensor is behind a broker
+	Monitor Monitor
 	Feeds   []Feed
 
 	file string
@@ -45,6 +47,19 @@ type Device struct {
 
 // Place is where the board is, in degrees; decimals as they were written.
 type Place struct{ Lat, Lon string }
+
+// MQTT is a broker.
+type MQTT struct {
+	Broker             string
+	Username, Password string
+	CA                 string // file with certificates; "" is the system's
+}
+
+// Monitor is where the device says how it does.
+type Monitor struct {
+	MQTT   *MQTT // nil is nowhere
+	Prefix string
+}
 
 // Gateway is a wallet that is paid.
 type Gateway struct {
@@ -118,6 +133,15 @@ type Sensor struct {
 	Offset      float64
 	Command     []string // exec, as Timeout
 	Timeout     time.Duration
+	Topic       string            // mqtt, as Fields
+	Fields      map[string]string // paths in JSON, with their units
+	Chip        string            // gpio, as all below
+	Line        int
+	Mode        string // level, edge, counter or rate
+	Edge        string // rising, falling or both
+	Pull        string // up, down, none or ""
+	ActiveLow   bool
+	Debounce    time.Duration
 }
 
 // Error is what is wrong at one place of a file.
@@ -163,6 +187,10 @@ type raw struct {
 		Gateway string `yaml:"gateway"`
 		Listen  string `yaml:"listen"`
 	} `yaml:"payment"`
+	MQTT    *rawMQTT `yaml:"mqtt"`
+	Monitor struct {
+		MQTT *rawMQTT `yaml:"mqtt"`
+	} `yaml:"monitor"`
 	Feeds []struct {
 		Name     string `yaml:"name"`
 		Encoding string `yaml:"encoding"`
@@ -190,6 +218,16 @@ type raw struct {
 			Offset  *float64 `yaml:"offset"`
 			Command []string `yaml:"command"`
 			Timeout string   `yaml:"timeout"`
+
+			Topic     *string           `yaml:"topic"`
+			Fields    map[string]string `yaml:"fields"`
+			Chip      *string           `yaml:"chip"`
+			Line      *int              `yaml:"line"`
+			Mode      *string           `yaml:"mode"`
+			Edge      *string           `yaml:"edge"`
+			Pull      *string           `yaml:"pull"`
+			ActiveLow *bool             `yaml:"active_low"`
+			Debounce  string            `yaml:"debounce"`
 		} `yaml:"sensors"`
 	} `yaml:"feeds"`
 }
@@ -199,7 +237,8 @@ var keyNames = [...]string{
 	"device", "name", "storage", "path", "max_size", "max_age", "commit", "every", "bytes", "limits", "memory", "feeds", "encoding", "pack",
 	"max_share", "sensors", "driver", "bus", "address", "seed", "buyers", "upload", "upload_per_buyer", "price", "tcp",
 	"field", "unit", "scale", "offset", "command", "timeout", "place", "lat", "lon", "payment", "gateway", "listen", "description", "terms", "trial",
-	"burnable", "amount", "currency", "per", "history", "history_amount", "clock",
+	"mqtt", "broker", "username", "password_file", "ca", "monitor", "prefix", "topic", "fields", "chip", "line", "mode", "edge", "pull", "active_low",
+	"debounce", "burnable", "amount", "currency", "per", "history", "history_amount", "clock",
 }
 
 // Load reads and checks the file.
@@ -360,6 +399,19 @@ func (r *reader) config(in *raw) *Config {
 		r.fail("device.clock", "%q is unknown: synchronised believes the clock while something synchronises it (NTP), system always, for a board with a clock battery", in.Device.Clock)
 	}
 	r.payment(in, c)
+	c.MQTT = r.broker("mqtt", in.MQTT)
+	if in.MQTT != nil && in.MQTT.Prefix != "" {
+		r.fail("mqtt.prefix", "belongs to monitor.mqtt: sensors have topics of their own")
+	}
+	if c.Monitor.MQTT = r.broker("monitor.mqtt", in.Monitor.MQTT); c.Monitor.MQTT != nil {
+		c.Monitor.Prefix = in.Monitor.MQTT.Prefix
+		if c.Monitor.Prefix == "" {
+			c.Monitor.Prefix = "edge"
+		}
+		if strings.ContainsAny(c.Monitor.Prefix, "+#") {
+			r.fail("monitor.mqtt.prefix", "%q: + and # cannot be published to", c.Monitor.Prefix)
+		}
+	}
 	if c.Device.Name == "" {
 		c.Device.Name, _ = os.Hostname() // "" names nothing, and is fine
 	}

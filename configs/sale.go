@@ -6,7 +6,6 @@ import (
 	"math"
 	"net"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -110,10 +109,7 @@ func (r *reader) sale(in *raw, i int, path string, c *Config, out *Feed) {
 	if f.Terms == "" {
 		return
 	}
-	name := f.Terms
-	if !filepath.IsAbs(name) {
-		name = filepath.Join(filepath.Dir(r.file), name)
-	}
+	name := r.beside(f.Terms)
 	text, err := os.ReadFile(name)
 	switch {
 	case err != nil:

@@ -144,49 +144,6 @@ func NewOffer(cfg OfferConfig) (*Offer, error) {
 	return o, nil
 }
 
-// SetListing changes what the offer costs and says. Who is connected keeps what was
-// paid for, and is sent the new card.
-func (o *Offer) SetListing(l Listing) error {
-	x, err := publish(l, o.cfg.Name, o.cfg.Key, o.cfg.Ledger, o.cfg.Now())
-	if err != nil {
-		return fmt.Errorf("market: offer %s: %w", o.cfg.Name, err)
-	}
-	old := o.current.Swap(x)
-	if old != nil && old.card.Version != x.card.Version {
-		o.each(true, func(s *session) { s.relist(old, x) })
-	}
-	return nil
-}
-
-func (o *Offer) listing() *listing { return o.current.Load() }
-
-// Card returns the signed card.
-func (o *Offer) Card() []byte { return o.listing().signed }
-
-// includes returns what a first payment includes now: history behind the log's end.
-func (o *Offer) includes(h ledger.History) (from, start uint64) {
-	first, length := o.bounds()
-	now := o.cfg.Now()
-	switch {
-	case h == ledger.All:
-		return first, length
-	case h == 0 || now.IsZero():
-		return length, length
-	}
-	from, err := o.cfg.Feed.Seek(now.Add(-time.Duration(h) * time.Millisecond))
-	if err != nil {
-		o.log.Error("what a purchase includes cannot be found: it begins with now", "error", err)
-		from = length
-	}
-	return from, length
-}
-
-// bounds returns which blocks there are.
-func (o *Offer) bounds() (first, length uint64) {
-	h := o.cfg.Feed.Head()
-	return h.First, h.Length
-}
-
 // rider brings the meters to the log's commits.
 type rider struct{ o *Offer }
 

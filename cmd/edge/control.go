@@ -15,6 +15,7 @@ import (
 
 	"dazaar-edge/configs"
 	"dazaar-edge/market/device"
+	"dazaar-edge/monitor"
 	"dazaar-edge/payment/ledger"
 	"dazaar-edge/sensors"
 )
@@ -122,7 +123,26 @@ type payStatus struct {
 	Error string `json:"error,omitempty"`
 }
 
-func (st *station) status(w http.ResponseWriter, _ *http.Request) {
+// monitor says how the device does to a broker; nil if there is none.
+func (st *station) monitor(id string) (*monitor.Monitor, error) {
+	b := st.cfg.Monitor.MQTT
+	if b == nil {
+		return nil, nil
+	}
+	t, err := trust(b.CA)
+	if err != nil {
+		return nil, fmt.Errorf("monitor.mqtt.ca: %w", err)
+	}
+	return monitor.New(monitor.Config{
+		Broker: b.Broker, Username: b.Username, Password: b.Password, TLS: t, Prefix: st.cfg.Monitor.Prefix, ID: id,
+		Health: func() any { return st.health() }, Log: st.log,
+	}), nil
+}
+
+func (st *station) status(w http.ResponseWriter, _ *http.Request) { answer(w, st.health()) }
+
+// health is how everything does.
+func (st *station) health() status {
 	now := st.clock.Now()
 	out := status{
 		Device: st.cfg.Device.Name, Version: version, Boot: now.Boot, Mono: now.Mono.Seconds(), Err: now.Err.Seconds(),
@@ -150,7 +170,7 @@ func (st *station) status(w http.ResponseWriter, _ *http.Request) {
 		}
 		out.Payment = &p
 	}
-	answer(w, out)
+	return out
 }
 
 // sensorStatus is a line of edge sensors.

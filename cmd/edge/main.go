@@ -39,6 +39,7 @@ const (
 
 // program is what a command works with.
 type program struct {
+	stdin          io.Reader
 	stdout, stderr io.Writer
 }
 
@@ -55,7 +56,9 @@ type command struct {
 
 func commands() []command {
 	return []command{
-		{"run", "[-c edge.yaml]", "sample sensors into the log until stopped", runCommand},
+		{"init", "[-c edge.yaml] [--name NAME] …", "write a configuration and make the keys", initCommand},
+		{"check", "[-c edge.yaml]", "check a configuration, and read each sensor once", checkCommand},
+		{"run", "[-c edge.yaml]", "sample sensors into the log, and sell it, until stopped", runCommand},
 		{"card", "[--feed NAME] [--link | --qr]", "print the signed card of a feed, or a link to it", cardCommand},
 		{"buy", "KEY --seller HOST:PORT", "buy a feed from its seller and print its readings", buyCommand},
 		{"sensors", "[--json]", "print the newest readings of a running edge", sensorsCommand},
@@ -86,7 +89,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "edge: it did not end in time: somebody does not read its output, or a disk does not answer")
 		os.Exit(1)
 	})
-	os.Exit(run(ctx, &program{os.Stdout, os.Stderr}, os.Args[1:]))
+	os.Exit(run(ctx, &program{os.Stdin, os.Stdout, os.Stderr}, os.Args[1:]))
 }
 
 // grace is how long a command may take to end when it is told to.
@@ -121,6 +124,8 @@ func (p *program) report(err error) int {
 		return exitUsage
 	case errors.Is(err, errUnproven):
 		return exitUnproven
+	case errors.Is(err, errCheck):
+		return exitFailed
 	}
 	fmt.Fprintln(p.stderr, "edge:", err)
 	var conflict *replicate.ConflictError

@@ -25,14 +25,7 @@ import (
 	"dazaar-edge/market/device"
 	"dazaar-edge/protocol/replicate"
 	"dazaar-edge/sensors"
-	"dazaar-edge/sensors/bme280"
-	"dazaar-edge/sensors/exec"
-	"dazaar-edge/sensors/host"
-	"dazaar-edge/sensors/sim"
-	"dazaar-edge/sensors/sysfs"
 	"dazaar-edge/storage/durable"
-
-	"periph.io/x/conn/v3/i2c"
 )
 
 // ready is what run prints, as one line, when it samples.
@@ -116,6 +109,11 @@ func (p *program) sample(ctx context.Context, file string, cfg *configs.Config, 
 		return err
 	}
 	defer func() { err = errors.Join(err, till.close()) }()
+	from, err := newSources(cfg, s.id(), logger)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, from.close()) }()
 	var offers []*offer
 	defer func() {
 		for _, o := range offers {
@@ -128,7 +126,7 @@ func (p *program) sample(ctx context.Context, file string, cfg *configs.Config, 
 	up := &replicate.Uplink{Rate: cfg.Limits.Upload}
 	for _, fc := range cfg.Feeds {
 		logger := logger.With("feed", fc.Name)
-		o, err := openOffer(cfg, fc, s, clock, logger)
+		o, err := openOffer(cfg, fc, s, from, clock, logger)
 		if err != nil {
 			return fmt.Errorf("feed %s: %w", fc.Name, err)
 		}
@@ -142,6 +140,13 @@ func (p *program) sample(ctx context.Context, file string, cfg *configs.Config, 
 		return err
 	}
 	defer func() { err = errors.Join(st.close(), err) }()
+	mon, err := st.monitor(s.id())
+	if err != nil {
+		return err
+	}
+	if mon != nil {
+		defer func() { err = errors.Join(err, mon.Close()) }()
+	}
 	if err := p.announce(st, moved); err != nil {
 		return err
 	}
@@ -151,7 +156,7 @@ func (p *program) sample(ctx context.Context, file string, cfg *configs.Config, 
 	return st.sample(ctx, hangup, file)
 }
 
-func openOffer(cfg *configs.Config, fc configs.Feed, s *state, clock sensors.Clock, logger *slog.Logger) (*offer, error) {
+func openOffer(cfg *configs.Config, fc configs.Feed, s *state, from *sources, clock sensors.Clock, logger *slog.Logger) (*offer, error) {
 	encoding, err := block.ParseEncoding(fc.Encoding)
 	if err != nil {
 		return nil, err
@@ -171,11 +176,11 @@ func openOffer(cfg *configs.Config, fc configs.Feed, s *state, clock sensors.Clo
 	}
 	dc := device.Config{Feed: o.log, Encoding: encoding, Clock: clock, Pack: fc.Pack, Log: logger}
 	for _, sc := range fc.Sensors {
-		src, err := source(sc, s.dir)
+		sensor, err := from.sensor(sc)
 		if err != nil {
-			return nil, errors.Join(fmt.Errorf("sensor %s: %w", sc.Name, err), o.log.Close())
+			return nil, errors.Join(err, o.log.Close())
 		}
-		dc.Sensors = append(dc.Sensors, device.Sensor{Name: sc.Name, Every: sc.Every, Source: src})
+		dc.Sensors = append(dc.Sensors, sensor)
 	}
 	if o.dev, err = device.New(dc); err != nil {
 		return nil, errors.Join(err, o.log.Close())
@@ -205,34 +210,6 @@ func (o *offer) sell(cfg *configs.Config, fc *configs.Feed, t *till, clock senso
 
 // agent is what this program calls itself to others.
 func agent() string { return "edge/" + version }
-
-// checkUnits checks the units that a configuration gives.
-func checkUnits(cfg *configs.Config) (err error) {
-	for i, f := range cfg.Feeds {
-		for k, s := range f.Sensors {
-			if !sensors.KnownUnit(s.Unit) {
-				err = errors.Join(err, cfg.Errorf(fmt.Sprintf("feeds[%d].sensors[%d].unit", i, k), "%q is no unit of SenML (RFC 8428, RFC 8798): for example Cel, %%RH, Pa, hPa, V, ug/m3, count, or / for a ratio", s.Unit))
-			}
-		}
-	}
-	return err
-}
-
-// source returns the sensor of a configuration.
-func source(sc configs.Sensor, disk string) (sensors.Source, error) {
-	switch sc.Driver {
-	case "bme280":
-		return bme280.New(func() (i2c.BusCloser, error) { return bme280.OpenBus(sc.Bus) }, sc.Address), nil
-	case "host":
-		return host.New("/", disk), nil
-	case "sysfs":
-		return sysfs.New(sysfs.Config{Path: sc.Path, Name: sc.Field, Unit: sc.Unit, Scale: sc.Scale, Offset: sc.Offset})
-	case "exec":
-		return exec.New(exec.Config{Command: sc.Command, Name: sc.Field, Unit: sc.Unit, Timeout: sc.Timeout})
-	default:
-		return sim.New(sc.Seed), nil
-	}
-}
 
 func (p *program) announce(st *station, moved []string) error {
 	now := st.clock.Now()

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -106,6 +107,12 @@ func (s *state) close() (err error) {
 		err = errors.Join(err, s.lock.Close())
 	}
 	return err
+}
+
+// id names the device to brokers: one with another vault is another device.
+func (s *state) id() string {
+	key := s.vault.Devices()[0]
+	return "edge-" + hex.EncodeToString(key[:8])
 }
 
 // deviceBucket holds what the device remembers of itself.

@@ -216,7 +216,7 @@ func (p *packer) sample(s sample) {
 		}
 	}()
 	for _, r := range s.readings {
-		v, err := value(r.Value)
+		v, err := Value(r.Value)
 		if err != nil {
 			p.d.log.Error("a reading is left out", "sensor", s.sensor, "name", r.Name, "error", err)
 			continue
@@ -227,7 +227,8 @@ func (p *packer) sample(s sample) {
 	}
 }
 
-func value(v any) (block.Value, error) {
+// Value returns what a block has of a reading's value.
+func Value(v any) (block.Value, error) {
 	switch v := v.(type) {
 	case float64:
 		return block.Number(v), nil

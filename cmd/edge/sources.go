@@ -1,0 +1,126 @@
+package main
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+
+	"dazaar-edge/configs"
+	"dazaar-edge/market/device"
+	"dazaar-edge/sensors"
+	"dazaar-edge/sensors/bme280"
+	"dazaar-edge/sensors/exec"
+	"dazaar-edge/sensors/gpio"
+	"dazaar-edge/sensors/host"
+	"dazaar-edge/sensors/mqtt"
+	"dazaar-edge/sensors/sim"
+	"dazaar-edge/sensors/sysfs"
+
+	"periph.io/x/conn/v3/i2c"
+)
+
+// sources makes the sensors of a configuration.
+type sources struct {
+	disk   string
+	broker *mqtt.Client // nil if there is none
+}
+
+// newSources connects to nothing yet. id names the device to the broker.
+func newSources(cfg *configs.Config, id string, logger *slog.Logger) (*sources, error) {
+	s := &sources{disk: cfg.Storage.Path}
+	if cfg.MQTT == nil {
+		return s, nil
+	}
+	t, err := trust(cfg.MQTT.CA)
+	if err != nil {
+		return nil, fmt.Errorf("mqtt.ca: %w", err)
+	}
+	s.broker = mqtt.New(mqtt.Config{
+		Broker: cfg.MQTT.Broker, Username: cfg.MQTT.Username, Password: cfg.MQTT.Password, TLS: t, ClientID: id, Log: logger,
+	})
+	return s, nil
+}
+
+func (s *sources) close() error {
+	if s.broker == nil {
+		return nil
+	}
+	return s.broker.Close()
+}
+
+// trust returns a TLS configuration that trusts the certificates of a file; nil, that
+// of the system, for no file.
+func trust(file string) (*tls.Config, error) {
+	if file == "" {
+		return nil, nil
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(b) {
+		return nil, fmt.Errorf("%s has no certificate in PEM form", file)
+	}
+	return &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}, nil
+}
+
+// sensor returns the sensor of a configuration.
+func (s *sources) sensor(sc configs.Sensor) (out device.Sensor, err error) {
+	out = device.Sensor{Name: sc.Name, Every: sc.Every}
+	switch sc.Driver {
+	case "bme280":
+		out.Source = bme280.New(func() (i2c.BusCloser, error) { return bme280.OpenBus(sc.Bus) }, sc.Address)
+	case "host":
+		out.Source = host.New("/", s.disk)
+	case "sysfs":
+		out.Source, err = sysfs.New(sysfs.Config{Path: sc.Path, Name: sc.Field, Unit: sc.Unit, Scale: sc.Scale, Offset: sc.Offset})
+	case "exec":
+		out.Source, err = exec.New(exec.Config{Command: sc.Command, Name: sc.Field, Unit: sc.Unit, Timeout: sc.Timeout})
+	case "mqtt":
+		out.Stream, err = s.broker.Source(mqtt.SourceConfig{Topic: sc.Topic, Fields: sc.Fields, Name: sc.Field, Unit: sc.Unit})
+	case "gpio":
+		g := gpio.Config{
+			Chip: sc.Chip, Line: sc.Line, Mode: gpio.Mode(sc.Mode), Edge: sc.Edge, Pull: sc.Pull, ActiveLow: sc.ActiveLow, Debounce: sc.Debounce,
+			Name: sc.Field, Unit: sc.Unit, Scale: sc.Scale,
+		}
+		if g.Mode == gpio.Edge {
+			out.Stream = gpio.NewStream(g)
+		} else {
+			out.Source = gpio.New(g)
+		}
+	case "sim":
+		out.Source = sim.New(sc.Seed)
+	}
+	if err != nil {
+		err = fmt.Errorf("sensor %s: %w", sc.Name, err)
+	}
+	return out, err
+}
+
+// checkUnits checks the units that a configuration gives, and topic filters.
+func checkUnits(cfg *configs.Config) (err error) {
+	unit := func(path, u string) {
+		if !sensors.KnownUnit(u) {
+			err = errors.Join(err, cfg.Errorf(path, "%q is no unit of SenML (RFC 8428, RFC 8798): for example Cel, %%RH, Pa, hPa, V, ug/m3, count, or / for a ratio", u))
+		}
+	}
+	for i, f := range cfg.Feeds {
+		for k, s := range f.Sensors {
+			path := fmt.Sprintf("feeds[%d].sensors[%d]", i, k)
+			unit(path+".unit", s.Unit)
+			for field, u := range s.Fields {
+				unit(path+".fields."+field, u)
+			}
+			if s.Topic != "" {
+				if e := mqtt.CheckFilter(s.Topic); e != nil {
+					err = errors.Join(err, cfg.Errorf(path+".topic", "%v", e))
+				}
+			}
+		}
+	}
+	return err
+}

@@ -1,0 +1,171 @@
+package market
+
+import (
+	"fmt"
+	"sync"
+	"time"
+
+	"dazaar-edge/feed/merkle"
+	"dazaar-edge/protocol/dazaar"
+	"dazaar-edge/protocol/mux"
+	"dazaar-edge/protocol/replicate"
+	"dazaar-edge/protocol/replicate/message"
+	"dazaar-edge/protocol/secretstream"
+)
+
+// visit is one connection with the seller.
+type visit struct {
+	wg   sync.WaitGroup // what the wallet does meanwhile
+	c    *Client
+	conn *secretstream.Conn
+	mux  *mux.Mux
+	ch   *dazaar.Buyer
+}
+
+// accept takes the feed's channel when the seller opens it.
+func (v *visit) accept(protocol string, id []byte) bool {
+	v.c.mu.Lock()
+	defer v.c.mu.Unlock()
+	if v.c.buyer == nil || protocol != message.Protocol {
+		return false
+	}
+	if want := merkle.DiscoveryKey(v.c.feed.Key); string(id) == string(want[:]) {
+		v.attach()
+	}
+	return false
+}
+
+// attach follows the feed here. The client's mu is held.
+func (v *visit) attach() error {
+	return v.c.buyer.Attach(replicate.Session{Mux: v.mux, HandshakeHash: v.conn.HandshakeHash(), Initiator: true})
+}
+
+// visitor is a visit as the dazaar channel sees it.
+type visitor visit
+
+// Opened implements dazaar.BuyerHandler.
+func (h *visitor) Opened(dazaar.Handshake) error { return nil }
+
+// SellerID implements dazaar.BuyerHandler.
+func (h *visitor) SellerID([32]byte) error { return nil }
+
+// OneTimeFeed implements dazaar.BuyerHandler: it follows the feed.
+func (h *visitor) OneTimeFeed(f dazaar.OneTimeFeed) error {
+	v, c := (*visit)(h), h.c
+	if err := f.Verify(c.cfg.Seller, [32]byte(c.cfg.Archive.Key()[32:])); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.buyer == nil && !c.cfg.FromTime.IsZero() {
+		c.feed = f
+		return v.ch.FindTime(dazaar.FindTime{ID: 1, Time: c.cfg.FromTime.UTC().Format(time.RFC3339Nano)})
+	}
+	return v.follow(f)
+}
+
+// FoundTime implements dazaar.BuyerHandler: the block before shows whether it is
+// right.
+func (h *visitor) FoundTime(t dazaar.FoundTime) error {
+	v, c := (*visit)(h), h.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.buyer != nil || c.cfg.FromTime.IsZero() || t.ID != 1 {
+		return nil
+	}
+	c.cfg.From = t.Index
+	if t.Index > 0 {
+		c.cfg.From--
+	}
+	return v.follow(c.feed)
+}
+
+// follow follows a feed that is the buyer's. The client's mu is held.
+func (v *visit) follow(f dazaar.OneTimeFeed) error {
+	c := v.c
+	var kept *replicate.Kept
+	if c.buyer == nil || f.Key != c.feed.Key {
+		if c.buyer != nil {
+			if f.Generation <= c.feed.Generation {
+				return fmt.Errorf("%w: generation %d after %d", replicate.ErrInvalid, f.Generation, c.feed.Generation)
+			}
+			// The same log under another key, most likely: what was had need not
+			// come again, if it is looked into how much of it is still true.
+			c.buyer.Detach()
+			if err := c.buyer.Checkpoint(func(k replicate.Kept) error { k.Foreign = k.Head.Length > 0; kept = &k; return nil }); err != nil {
+				return err
+			}
+			c.log.Warn("the seller began a new feed", "generation", f.Generation, "from", kept.Cursor)
+		}
+		c.feed = f
+		if err := c.begin(kept); err != nil {
+			return err
+		}
+	}
+	c.given = true
+	return v.attach()
+}
+
+// Valid implements dazaar.BuyerHandler.
+func (h *visitor) Valid(x dazaar.Valid) error {
+	h.c.mu.Lock()
+	defer h.c.mu.Unlock()
+	if h.c.valid == nil {
+		h.c.wanted = x.Length
+	}
+	h.c.valid = &x
+	h.c.credited(x)
+	return nil
+}
+
+// Invalid implements dazaar.BuyerHandler.
+func (h *visitor) Invalid(x dazaar.Invalid) error {
+	h.c.mu.Lock()
+	defer h.c.mu.Unlock()
+	why := ErrRefused
+	switch x.Code {
+	case dazaar.CodePaymentRequired, dazaar.CodeCreditEnded:
+		h.c.buying.need = true
+		h.c.why = h.c.money((*visit)(h))
+		return h.c.why
+	case dazaar.CodeTerms:
+		if h.c.terms != nil && h.c.purse.Accepted(*h.c.terms) {
+			return nil // it crossed with ours
+		}
+		why = ErrTerms
+	case dazaar.CodeReplaced:
+		why = ErrReplaced
+	case dazaar.CodeBusy, dazaar.CodeClosing:
+		why = ErrBusy // it is worth trying again
+	}
+	h.c.why = fmt.Errorf("%w: %s: %q", why, x.Code, x.Error)
+	return h.c.why
+}
+
+// Closed implements dazaar.BuyerHandler: without it nothing can come.
+func (h *visitor) Closed(err error) {
+	(*visit)(h).mux.Fail(fmt.Errorf("%w: the seller ended the session: %w", ErrBusy, err))
+}
+
+// Card implements dazaar.BuyerHandler.
+func (h *visitor) Card(signed []byte) error { return h.c.carded(signed) }
+
+// Terms implements dazaar.BuyerHandler.
+func (h *visitor) Terms(text []byte) error { return h.c.termed((*visit)(h), string(text)) }
+
+// Invoice implements dazaar.BuyerHandler.
+func (h *visitor) Invoice(x dazaar.Invoice) error { return h.c.invoiced((*visit)(h), x) }
+
+// UserMessage implements dazaar.BuyerHandler: there is nothing that it would say.
+func (h *visitor) UserMessage(dazaar.UserMessage) error { return nil }
+
+// Burned implements dazaar.BuyerHandler: what is signed with this buyer's key, or
+// was, proves nothing any more, and the owner should know.
+func (h *visitor) Burned(b dazaar.Burned) error {
+	h.c.mu.Lock()
+	defer h.c.mu.Unlock()
+	if h.c.buyer != nil && merkle.Hash(b.FeedKey) == h.c.feed.Key && b.Verify() == nil {
+		h.c.log.Warn("the seller burned the key of this feed: what was received proves nothing to others any more", "feed", b.FeedKey)
+	}
+	return nil
+}
