@@ -207,21 +207,23 @@ func recordSize(encoding, sensor string, readings []sensors.Reading) (n float64)
 	if err != nil {
 		return 0
 	}
+	// The second time tells what they take besides the head of the block.
+	var sizes [2]int
 	pack := block.Pack{Stamp: block.Stamp{Boot: 1, Mono: time.Second}}
-	empty, err := e.Pack(&pack)
-	if err != nil {
-		return 0
-	}
-	for _, r := range readings {
-		if v, err := device.Value(r.Value); err == nil {
-			pack.Readings = append(pack.Readings, block.Reading{Name: sensor + "/" + r.Name, Unit: r.Unit, Value: v, Offset: time.Millisecond})
+	for k := range sizes {
+		for _, r := range readings {
+			if v, err := device.Value(r.Value); err == nil {
+				at := time.Duration(k+1) * time.Millisecond
+				pack.Readings = append(pack.Readings, block.Reading{Name: sensor + "/" + r.Name, Unit: r.Unit, Value: v, Offset: at})
+			}
 		}
+		b, err := e.Pack(&pack)
+		if err != nil {
+			return 0
+		}
+		sizes[k] = len(b.Data)
 	}
-	full, err := e.Pack(&pack)
-	if err != nil {
-		return 0
-	}
-	return float64(len(full.Data) - len(empty.Data))
+	return float64(sizes[1] - sizes[0])
 }
 
 // pageSize is what the card writes at least.
