@@ -142,6 +142,13 @@ type Sensor struct {
 	Pull        string // up, down, none or ""
 	ActiveLow   bool
 	Debounce    time.Duration
+	Limits      map[string]Limit // of readings, by their names
+}
+
+// Limit says what readings of one name should be; nil and 0 are not looked at.
+type Limit struct {
+	Min, Max, Jump *float64
+	Flat           time.Duration
 }
 
 // Error is what is wrong at one place of a file.
@@ -228,6 +235,12 @@ type raw struct {
 			Pull      *string           `yaml:"pull"`
 			ActiveLow *bool             `yaml:"active_low"`
 			Debounce  string            `yaml:"debounce"`
+			Limits    map[string]struct {
+				Min  *float64 `yaml:"min"`
+				Max  *float64 `yaml:"max"`
+				Jump *float64 `yaml:"jump"`
+				Flat string   `yaml:"flat"`
+			} `yaml:"limits"`
 		} `yaml:"sensors"`
 	} `yaml:"feeds"`
 }
@@ -238,7 +251,7 @@ var keyNames = [...]string{
 	"max_share", "sensors", "driver", "bus", "address", "seed", "buyers", "upload", "upload_per_buyer", "price", "tcp",
 	"field", "unit", "scale", "offset", "command", "timeout", "place", "lat", "lon", "payment", "gateway", "listen", "description", "terms", "trial",
 	"mqtt", "broker", "username", "password_file", "ca", "monitor", "prefix", "topic", "fields", "chip", "line", "mode", "edge", "pull", "active_low",
-	"debounce", "burnable", "amount", "currency", "per", "history", "history_amount", "clock",
+	"debounce", "min", "max", "jump", "flat", "burnable", "amount", "currency", "per", "history", "history_amount", "clock",
 }
 
 // Load reads and checks the file.
@@ -310,37 +323,6 @@ func (r *reader) syntax(err error) error {
 		}
 	}
 	return e
-}
-
-// suggest returns the known key that is nearest to a wrong one.
-func suggest(key string) (best string) {
-	limit := 1 + len(key)/3
-	for _, k := range keyNames {
-		if d := distance(key, k); d <= limit {
-			best, limit = k, d-1
-		}
-	}
-	return best
-}
-
-// distance is the edit distance.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost = 1 + min(diagonal, row[j], row[j+1])
-			}
-			diagonal, row[j+1] = row[j+1], cost
-		}
-	}
-	return row[len(b)]
 }
 
 // fail notes what is wrong at a path like "feeds[0].name".

@@ -69,6 +69,19 @@ func (r *reader) sensors(in *raw, feed int) (out []Sensor) {
 		r.named(in, feed, i, path, &o)
 		r.messages(in, feed, i, path, &o)
 		r.line(in, feed, i, path, &o)
+		for name, l := range s.Limits {
+			at := path + ".limits." + name
+			if l.Min != nil && l.Max != nil && *l.Min > *l.Max {
+				r.fail(at, "nothing is above %g and below %g", *l.Min, *l.Max)
+			}
+			if l.Jump != nil && *l.Jump <= 0 {
+				r.fail(at+".jump", "%g flags everything: by how much may it change from one reading to the next?", *l.Jump)
+			}
+			if o.Limits == nil {
+				o.Limits = map[string]Limit{}
+			}
+			o.Limits[name] = Limit{l.Min, l.Max, l.Jump, r.duration(at+".flat", l.Flat, 0, time.Second)}
+		}
 		out = append(out, o)
 	}
 	return out

@@ -99,3 +99,34 @@ func (r *reader) rate(path, text string, missing float64) float64 {
 	r.fail(path, "%q is not a rate: write 512kbit/s, 2Mbit/s or none", text)
 	return missing
 }
+
+// suggest returns the known key that is nearest to a wrong one.
+func suggest(key string) (best string) {
+	limit := 1 + len(key)/3
+	for _, k := range keyNames {
+		if d := distance(key, k); d <= limit {
+			best, limit = k, d-1
+		}
+	}
+	return best
+}
+
+// distance is the edit distance.
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := diagonal
+			if a[i] != b[j] {
+				cost = 1 + min(diagonal, row[j], row[j+1])
+			}
+			diagonal, row[j+1] = row[j+1], cost
+		}
+	}
+	return row[len(b)]
+}

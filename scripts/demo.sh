@@ -1,23 +1,36 @@
 #!/bin/sh
-# Samples this very host, sells the readings to a buyer beside it, pulls the plug
-# under both, and shows that nothing acknowledged is gone and nothing comes twice.
-# Needs bin/edge (make demo builds it).
+# Shows the whole thing in one terminal: a device that samples this very host, a
+# weather station (the real BME280 driver on a model of the chip) and a sensor behind
+# an MQTT broker, and sells the readings for the money of a test wallet; a buyer pays,
+# runs dry, tops up, survives a pulled plug, and follows live until Ctrl-C.
+# Needs Go alone; make demo builds bin/edge and bin/demo. DEMO_SECONDS ends it by
+# itself.
 set -eu
 cd "$(dirname "$0")/.."
 dir=$(mktemp -d)
-pid=
-buyer=
-trap 'for p in $pid $buyer; do kill "$p" 2>/dev/null || true; done; rm -rf "$dir"' EXIT
+pid= buyer= broker=
+stopped=
+trap 'for p in $pid $buyer $broker; do kill "$p" 2>/dev/null || true; done; wait; rm -rf "$dir"' EXIT
+trap 'stopped=1' INT
+
+bin/demo broker 127.0.0.1:0 >"$dir/broker" &
+broker=$!
+until [ -s "$dir/broker" ]; do sleep 0.05; done
 cat >"$dir/edge.yaml" <<YAML
+device: {name: demo, clock: system, place: {lat: "60.18", lon: "24.95"}}
 storage: {path: $dir/data, max_size: 64MiB, commit: {every: 0s}}
+payment: [{gateway: devnet, listen: "127.0.0.1:0"}]
+mqtt: {broker: "tcp://$(cat "$dir/broker")"}
 feeds:
-  - name: this-host
-    price: free
+  - name: street
+    description: This host, the weather, and the dust in the street
+    price: {amount: 2, currency: sat, per: 5s}
     tcp: "127.0.0.1:0"
-    pack: {every: 500ms}
+    pack: {every: 1s}
     sensors:
-      - {name: host, driver: host, every: 500ms}
-      - {name: wave, driver: sim, every: 250ms}
+      - {name: host, driver: host, every: 1s}
+      - {name: roof, driver: exec, every: 1s, command: [$PWD/bin/demo, weather]}
+      - {name: dust, driver: mqtt, topic: "zigbee2mqtt/+", fields: {pm25: ug/m3}}
 YAML
 
 # start runs the device; where it sells is another place each time, so that two
@@ -29,52 +42,72 @@ start() {
 		kill -0 "$pid" 2>/dev/null || { cat "$dir/err" >&2; exit 1; }
 		sleep 0.05
 	done
-	key=$(sed 's/.*"sellerKey":"\([0-9a-f]*\)".*/\1/' "$dir/out")
 	tcp=$(sed 's/.*"tcp":"\([^"]*\)".*/\1/' "$dir/out")
+	wallet=$(sed 's/.*"wallet":"\([^"]*\)".*/\1/' "$dir/out")
+	bin/edge card -c "$dir/edge.yaml" >"$dir/card.json"
 }
 
-# buy follows the feed into a file and shows what arrives for some seconds.
+# buy spends at most $1 sat, in all. It ends the shell: ( ) or &.
 buy() {
-	bin/edge buy "$key" --seller "$tcp" --follow --state "$dir/buyer" --out "$dir/readings.ndjson" 2>>"$dir/buyer.err" &
-	buyer=$!
-	until [ -s "$dir/readings.ndjson" ] && [ "$(wc -l <"$dir/readings.ndjson")" -gt "$1" ]; do
-		kill -0 "$buyer" 2>/dev/null || { cat "$dir/buyer.err" >&2; exit 1; }
-		sleep 0.05
-	done
-	timeout 4 tail -n +"$(($1 + 1))" -f "$dir/readings.ndjson" | cut -c -110 | awk 'NR <= 12' || true
+	exec bin/edge buy "$dir/card.json" --seller "$tcp" --wallet "$wallet" --max-sats "$1" --follow \
+		--state "$dir/buyer" --out "$dir/readings.ndjson" 2>>"$dir/buyer.err"
 }
+readings() { if [ -e "$dir/readings.ndjson" ]; then grep -c '"value"' "$dir/readings.ndjson" || true; else echo 0; fi; }
+show() { sed 's/"index":[0-9]*,//; s/,"boot".*"mono":[0-9.]*//' | cut -c -100; }
 
-echo '== a device that samples this host, and sells the readings'
+echo '== a device that samples this host, a weather station, and a sensor behind a broker'
 start
-cat "$dir/out"
+bin/edge card -c "$dir/edge.yaml" --link
+sed 's/,"feed".*//' "$dir/card.json"
 echo
-echo "== a buyer follows them live:  edge buy $(echo "$key" | cut -c -8)… --seller $tcp --follow"
-buy 0
+echo '== a buyer with 4 satoshi:  edge buy card.json --wallet URL --max-sats 4'
+(buy 4) && rc=0 || rc=$?
+grep '"value"' "$dir/readings.ndjson" | head -n 9 | show
+echo "… $(readings) readings, then it ran dry, and says so (exit code $rc):"
+tail -n 1 "$dir/buyer.err"
 echo
-echo '== pulling the plug under both (kill -9)'
+echo '== the same command with --max-sats 1000 goes on where it ended; then the plug is pulled under both'
+buy 1000 &
+buyer=$!
+had=$(readings)
+until [ "$(readings)" -gt $((had + 40)) ]; do
+	kill -0 "$buyer" 2>/dev/null || { cat "$dir/buyer.err" >&2; exit 1; }
+	sleep 0.2
+done
 kill -9 "$pid" "$buyer"
 wait "$pid" "$buyer" 2>/dev/null || true
-pid=
-buyer=
+pid= buyer=
 bin/edge verify "$dir/data"
-had=$(wc -l <"$dir/readings.ndjson")
 echo
-echo "== starting both again: the log goes on and says why something is missing;"
-echo "   the buyer had $had lines, and goes on behind those that it knows to be on its disk"
+echo '== both again: what was paid is still paid, the gap is explained; live until Ctrl-C'
 start
-buy "$had"
-kill -INT "$buyer"
+bin/edge buyers -c "$dir/edge.yaml"
+had=$(readings)
+buy 1000 &
+buyer=$!
+end=${DEMO_SECONDS:-}
+[ -n "$end" ] || [ -t 1 ] || end=10
+shown=$(wc -l <"$dir/readings.ndjson")
+began=$(date +%s)
+while [ -z "$stopped" ]; do
+	kill -0 "$buyer" 2>/dev/null || { cat "$dir/buyer.err" >&2; exit 1; }
+	now=$(wc -l <"$dir/readings.ndjson")
+	tail -n "+$((shown + 1))" "$dir/readings.ndjson" | head -n $((now - shown)) | show
+	shown=$now
+	[ -z "$end" ] || [ $(($(date +%s) - began)) -lt "$end" ] || break
+	sleep 1 || true
+done
+kill -INT "$buyer" 2>/dev/null || true
 wait "$buyer" || true
 buyer=
-kill -INT "$pid"
+echo
+bin/edge ledger -c "$dir/edge.yaml" | tail -n 3
+kill -TERM "$pid"
 wait "$pid"
 pid=
-echo
-bin/edge verify "$dir/data"
-echo 'the gap, as the buyer got it:'
-grep -o '{"index":[0-9]*,"entry":{"entry":"gap"[^}]*}}' "$dir/readings.ndjson" | tail -n 1
+[ "$(readings)" -gt "$had" ] || { echo 'nothing came after the restart' >&2; exit 1; }
 echo 'blocks that the buyer got twice, or out of order:'
-sed 's/^{"index":\([0-9]*\),.*/\1/' "$dir/readings.ndjson" | uniq | sort -n -c - && echo none
+grep -v unavailable "$dir/readings.ndjson" | sed 's/^{"index":\([0-9]*\),.*/\1/' | uniq | sort -n -c - && echo none
 echo
-echo 'For real:  bin/edge run -c configs/edge.example.yaml        (edit it first)'
-echo '           bin/edge buy KEY --seller HOST:PORT --follow     (KEY and port as run prints them)'
+echo 'For real:  edge init && edge check -c edge.yaml && edge run -c edge.yaml'
+echo '           edge buy CARD --seller HOST:PORT --wallet URL --max-sats N --follow'

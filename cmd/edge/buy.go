@@ -16,6 +16,7 @@ import (
 
 	"dazaar-edge/market"
 	"dazaar-edge/market/card"
+	"dazaar-edge/market/rows"
 	"dazaar-edge/payment/devnet"
 	"dazaar-edge/protocol/replicate"
 	"dazaar-edge/storage/durable"
@@ -47,7 +48,6 @@ func buyCommand(p *program, ctx context.Context, args []string) (err error) {
 		}
 		return err
 	}
-	o := &output{raw: *format == "raw"}
 	switch {
 	case *seller == "":
 		return p.usage(f.Usage, "where is the seller? --seller HOST:PORT")
@@ -66,7 +66,7 @@ func buyCommand(p *program, ctx context.Context, args []string) (err error) {
 		cfg.Wallet = &devnet.Wallet{URL: strings.TrimSuffix(*wallet, "/"), Client: &http.Client{Timeout: 30 * time.Second}}
 	}
 	if t, e := time.Parse(time.RFC3339, *from); e == nil {
-		cfg.FromTime, o.since = t, t
+		cfg.FromTime = t
 	} else if *from == "end" {
 		cfg.From = replicate.FromEnd
 	} else if cfg.From, err = strconv.ParseUint(*from, 10, 53); err != nil {
@@ -77,18 +77,18 @@ func buyCommand(p *program, ctx context.Context, args []string) (err error) {
 		level = slog.LevelDebug
 	}
 	cfg.Log = slog.New(slog.NewTextHandler(p.stderr, &slog.HandlerOptions{Level: level}))
-	o.log = cfg.Log
 	if *dir == "" {
 		if *dir, err = stateDir(hex.EncodeToString(cfg.Seller[:])); err != nil {
 			return err
 		}
 	}
 	cfg.Accept = p.terms(*dir, *accept)
-	if err := o.open(p, *out); err != nil {
-		return err
+	w, err := rows.New(rows.Config{File: *out, Stdout: p.stdout, Raw: *format == "raw", Since: cfg.FromTime, Log: cfg.Log})
+	if err != nil {
+		return fmt.Errorf("--out %w", err)
 	}
-	defer func() { err = errors.Join(err, o.close()) }()
-	cfg.Output = o
+	defer func() { err = errors.Join(err, w.Close()) }()
+	cfg.Output = w
 	err = market.Buy(ctx, *dir, cfg)
 	var state *market.StateError
 	if errors.As(err, &state) {

@@ -70,7 +70,10 @@ func trust(file string) (*tls.Config, error) {
 
 // sensor returns the sensor of a configuration.
 func (s *sources) sensor(sc configs.Sensor) (out device.Sensor, err error) {
-	out = device.Sensor{Name: sc.Name, Every: sc.Every}
+	out = device.Sensor{Name: sc.Name, Every: sc.Every, Limits: map[string]sensors.Limits{}}
+	for name, l := range sc.Limits {
+		out.Limits[name] = sensors.Limits(l)
+	}
 	switch sc.Driver {
 	case "bme280":
 		out.Source = bme280.New(func() (i2c.BusCloser, error) { return bme280.OpenBus(sc.Bus) }, sc.Address)

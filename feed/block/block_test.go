@@ -220,7 +220,7 @@ func TestPublish(t *testing.T) {
 			if rng.IntN(2) == 0 {
 				s.Wall, s.Err = time.Unix(int64(rng.IntN(2_000_000)), 0), time.Second
 			}
-			got, err, _ := r.Publish(s, 0)
+			got, err, _ := r.Publish(s)
 			if got.IsZero() {
 				continue
 			}

@@ -76,10 +76,9 @@ func (r *Resolver) Add(n *Entry) {
 // Resume says what was the newest time before.
 func (r *Resolver) Resume(t time.Time) { r.last = t }
 
-// Publish returns the resolved time of the next reading, at an offset to the stamp
-// of its block. It never goes backwards: where the clock was set back it stands still,
-// and held is true. Zero is unknown.
-func (r *Resolver) Publish(s Stamp, offset time.Duration) (t time.Time, err time.Duration, held bool) {
+// Publish returns the resolved time of the next block, which never goes backwards:
+// where the clock was set back it stands still, and held is true. Zero is unknown.
+func (r *Resolver) Publish(s Stamp) (t time.Time, err time.Duration, held bool) {
 	var fixes []Fix
 	if s.Boot == r.boot {
 		fixes = r.fixes
@@ -88,7 +87,7 @@ func (r *Resolver) Publish(s Stamp, offset time.Duration) (t time.Time, err time
 	if t.IsZero() {
 		return t, 0, false
 	}
-	if t = t.Add(offset); t.Before(r.last) {
+	if t.Before(r.last) {
 		if err > 0 {
 			err += r.last.Sub(t)
 		}

@@ -33,6 +33,8 @@ type Sensor struct {
 	Source sensors.Source
 	// Stream is in Source's place for a source that has readings when it wants.
 	Stream sensors.Streamer
+	// Limits flag readings, by their names.
+	Limits map[string]sensors.Limits
 }
 
 // Config says what to join. Feed, Encoding, Clock, Pack and Sensors are
@@ -188,6 +190,7 @@ func (d *Device) read(ctx context.Context, s Sensor) {
 		}
 	}()
 	pause := s.Every
+	judge := sensors.Judge{Limits: s.Limits}
 	var failing *sensors.Time
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -202,6 +205,7 @@ func (d *Device) read(ctx context.Context, s Sensor) {
 		}
 		at := d.cfg.Clock.Now()
 		readings, err := s.Source.Read(ctx)
+		judge.Look(at.Mono, readings)
 		if ctx.Err() == nil {
 			d.note(s.Name, readings, err)
 		}
@@ -240,6 +244,7 @@ func (d *Device) stream(ctx context.Context, s Sensor) {
 	}()
 	const first = time.Second
 	pause := first
+	judge := sensors.Judge{Limits: s.Limits}
 	var failing *sensors.Time
 	works := func() {
 		if failing != nil {
@@ -256,6 +261,7 @@ func (d *Device) stream(ctx context.Context, s Sensor) {
 			if !at.Wall.IsZero() {
 				at.Wall = at.Wall.Add(-e.Age)
 			}
+			judge.Look(at.Mono, e.Readings)
 			if len(e.Readings) > 0 {
 				d.note(s.Name, e.Readings, nil)
 				d.taken.Add(uint64(len(e.Readings)))

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"time"
 
 	"dazaar-edge/sensors"
 
@@ -36,7 +37,7 @@ func OpenBus(number int) (i2c.BusCloser, error) {
 type Source struct {
 	open    func() (i2c.BusCloser, error)
 	address uint16
-	bus     i2c.BusCloser
+	bus     *guard
 	dev     *bmxx80.Dev
 	humid   bool
 }
@@ -47,13 +48,36 @@ func New(open func() (i2c.BusCloser, error), address uint16) *Source {
 	return &Source{open: open, address: address}
 }
 
+// patience is how long a chip may take for a measurement: it needs some 10 ms.
+const patience = time.Second
+
+// errHangs says that a chip is busy for ever, as one seems to be on a bus whose data
+// line nobody pulls down. The driver would wait as long.
+var errHangs = errors.New("it does not come to an end")
+
+// guard is a bus that fails when it has been asked for too long.
+type guard struct {
+	i2c.BusCloser
+	until time.Time
+}
+
+// Tx implements i2c.Bus.
+func (g *guard) Tx(addr uint16, w, r []byte) error {
+	if time.Now().After(g.until) {
+		return errHangs
+	}
+	return g.BusCloser.Tx(addr, w, r)
+}
+
 func (s *Source) connect() (err error) {
 	if s.dev != nil {
 		return nil
 	}
-	if s.bus, err = s.open(); err != nil {
+	bus, err := s.open()
+	if err != nil {
 		return err
 	}
+	s.bus = &guard{bus, time.Now().Add(patience)}
 	if s.dev, err = bmxx80.NewI2C(s.bus, s.address, &bmxx80.DefaultOpts); err != nil {
 		err = errors.Join(err, s.drop())
 		return fmt.Errorf("%w at address 0x%s: %w", sensors.ErrGone, strconv.FormatUint(uint64(s.address), 16), err)
@@ -81,6 +105,7 @@ func (s *Source) Read(context.Context) ([]sensors.Reading, error) {
 		return nil, err
 	}
 	var env physic.Env
+	s.bus.until = time.Now().Add(patience)
 	if err := s.dev.Sense(&env); err != nil {
 		return nil, errors.Join(fmt.Errorf("%w: %w", sensors.ErrGone, err), s.drop())
 	}
@@ -91,8 +116,9 @@ func (s *Source) Read(context.Context) ([]sensors.Reading, error) {
 	if s.humid {
 		out = append(out, sensors.Reading{Name: "humidity", Unit: "%RH", Value: round(float64(env.Humidity)/float64(physic.PercentRH), 1e2)})
 	}
+	known := plausible(out[0]) // the others are computed with the temperature
 	for i := range out {
-		if !plausible(out[i]) {
+		if !known || !plausible(out[i]) {
 			out[i].Quality = []string{"range"}
 		}
 	}

@@ -2,64 +2,19 @@ package bme280
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"math"
 	"testing"
 
 	"dazaar-edge/sensors"
+	"dazaar-edge/sensors/bme280/chip"
 	"dazaar-edge/sensors/sensorstest"
 
 	"periph.io/x/conn/v3/i2c"
-	"periph.io/x/conn/v3/physic"
 )
 
-// chip is a BME280 at message level: registers with the calibration and raw
-// values of the worked example in Bosch's datasheet for this family (BMP280,
-// 3.12: 25.08 °C, 100653.27 Pa), and made-up humidity.
-type chip struct {
-	reg    [256]byte
-	gone   bool
-	closed int
-}
-
-func newChip(id byte) *chip {
-	c := &chip{}
-	c.reg[0xd0] = id
-	for i, v := range []int{27504, 26435, -1000, 36477, -10685, 3024, 2855, 140, -7, 15500, -14600, 6000} {
-		binary.LittleEndian.PutUint16(c.reg[0x88+2*i:], uint16(v))
-	}
-	c.reg[0xa1] = 75
-	binary.LittleEndian.PutUint16(c.reg[0xe1:], 362)
-	c.reg[0xe4], c.reg[0xe5], c.reg[0xe6], c.reg[0xe7] = 324>>4, 324&15, 0, 30
-	put := func(at int, raw uint32) {
-		c.reg[at], c.reg[at+1], c.reg[at+2] = byte(raw>>12), byte(raw>>4), byte(raw<<4)
-	}
-	put(0xf7, 415148)
-	put(0xfa, 519888)
-	binary.BigEndian.PutUint16(c.reg[0xfd:], 28000)
-	return c
-}
-
-func (c *chip) String() string                  { return "model" }
-func (c *chip) SetSpeed(physic.Frequency) error { return nil }
-func (c *chip) Close() error                    { c.closed++; return nil }
-
-func (c *chip) Tx(addr uint16, w, r []byte) error {
-	if c.gone || addr != Address {
-		return errors.New("remote I/O error")
-	}
-	if len(w) > 0 {
-		copy(r, c.reg[w[0]:])
-		for i := 1; i < len(w); i += 2 {
-			c.reg[w[i-1]] = w[i]
-		}
-	}
-	return nil
-}
-
 func TestWorkedExample(t *testing.T) {
-	c := newChip(0x60)
+	c := chip.New(chip.BME280, Address)
 	s := New(func() (i2c.BusCloser, error) { return c, nil }, Address)
 	got, err := s.Read(context.Background())
 	if err != nil || len(got) != 3 {
@@ -74,13 +29,13 @@ func TestWorkedExample(t *testing.T) {
 	if v := got[2]; v.Name != "humidity" || v.Unit != "%RH" || v.Value.(float64) <= 0 || v.Value.(float64) >= 100 || v.Quality != nil {
 		t.Errorf("%+v", v)
 	}
-	if err := s.Close(); err != nil || c.closed != 1 {
-		t.Error(err, c.closed)
+	if err := s.Close(); err != nil || c.Closed() != 1 {
+		t.Error(err, c.Closed())
 	}
 }
 
 func TestBMP280(t *testing.T) {
-	s := New(func() (i2c.BusCloser, error) { return newChip(0x58), nil }, Address)
+	s := New(func() (i2c.BusCloser, error) { return chip.New(chip.BMP280, Address), nil }, Address)
 	if got, err := s.Read(context.Background()); err != nil || len(got) != 2 {
 		t.Error(got, err)
 	}
@@ -88,18 +43,18 @@ func TestBMP280(t *testing.T) {
 
 // TestUnplugged takes the chip away and gives it back.
 func TestUnplugged(t *testing.T) {
-	c := newChip(0x60)
+	c := chip.New(chip.BME280, Address)
 	s := New(func() (i2c.BusCloser, error) { return c, nil }, Address)
 	if _, err := s.Read(context.Background()); err != nil {
 		t.Fatal(err)
 	}
-	c.gone = true
+	c.SetFault(chip.Gone)
 	for range 3 {
 		if _, err := s.Read(context.Background()); !errors.Is(err, sensors.ErrGone) {
 			t.Fatal(err)
 		}
 	}
-	c.gone = false
+	c.SetFault(chip.None)
 	if got, err := s.Read(context.Background()); err != nil || len(got) != 3 {
 		t.Fatal(got, err)
 	}
@@ -112,10 +67,56 @@ func TestOpenBus(t *testing.T) {
 }
 
 func TestSource(t *testing.T) {
-	for _, id := range []byte{0x58, 0x60} {
-		c := newChip(id)
+	for _, id := range []byte{chip.BMP280, chip.BME280} {
+		c := chip.New(id, Address)
 		open := func() (i2c.BusCloser, error) { return c, nil }
 		sensorstest.Run(t, New(open, Address))
-		sensorstest.Recovers(t, New(open, Address), func() { c.gone = true }, func() { c.gone = false })
+		sensorstest.Recovers(t, New(open, Address), func() { c.SetFault(chip.Gone) }, func() { c.SetFault(chip.None) })
+	}
+}
+
+// TestModel: whatever the chip is made to measure, the driver reads.
+func TestModel(t *testing.T) {
+	c := chip.New(chip.BME280, AltAddress)
+	s := New(func() (i2c.BusCloser, error) { return c, nil }, AltAddress)
+	for _, want := range [][3]float64{{21.5, 101325, 45}, {-20, 95000, 80}, {60, 108000, 5}, {0, 87000, 100}} {
+		c.Set(want[0], want[1], want[2])
+		got, err := s.Read(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, tolerance := range []float64{0.02, 5, 0.2} {
+			if v := got[i].Value.(float64); math.Abs(v-want[i]) > tolerance || got[i].Quality != nil {
+				t.Errorf("%s: %v, want %v", got[i].Name, got[i], want[i])
+			}
+		}
+	}
+}
+
+// TestFaults: a bus that fails is an error, and then works again; bytes that are all
+// ones or zeros are no weather.
+func TestFaults(t *testing.T) {
+	for _, f := range []chip.Fault{chip.Gone, chip.Stuck, chip.High, chip.Low} {
+		c := chip.New(chip.BME280, Address)
+		s := New(func() (i2c.BusCloser, error) { return c, nil }, Address)
+		c.SetFault(f)
+		if got, err := s.Read(context.Background()); !errors.Is(err, sensors.ErrGone) {
+			t.Errorf("fault %d at first: %v, %v", f, got, err)
+		}
+		c.SetFault(chip.None)
+		if got, err := s.Read(context.Background()); err != nil || len(got) != 3 {
+			t.Errorf("after fault %d: %v, %v", f, got, err)
+		}
+		c.SetFault(f)
+		got, err := s.Read(context.Background())
+		for _, r := range got {
+			if err == nil && r.Quality == nil {
+				t.Errorf("fault %d: %v is said to be good", f, r)
+			}
+		}
+		c.SetFault(chip.None)
+		if got, err := s.Read(context.Background()); err != nil || len(got) != 3 || got[0].Quality != nil {
+			t.Errorf("after fault %d: %v, %v", f, got, err)
+		}
 	}
 }

@@ -55,6 +55,7 @@ var allowed = map[string][]string{
 		"protocol/bucket", "protocol/dazaar", "protocol/jcs", "protocol/mux", "protocol/noise", "protocol/replicate",
 		"protocol/replicate/message", "protocol/secretstream", "storage/durable",
 	},
+	"market/rows":    {"feed/block", "feed/merkle", "storage/durable"},
 	"market/purse":   {"market/card", "protocol/dazaar", "protocol/jcs", "storage/durable"},
 	"monitor":        {},
 	"market/card":    {"payment/bolt11", "payment/meter", "protocol/jcs"},
@@ -76,7 +77,7 @@ var dependencies = map[string][]string{
 	"github.com/warthog618/go-gpiocdev":         {"sensors/gpio"},
 	"github.com/mochi-mqtt/server/v2":           {}, // tests and the demonstration only
 	"rsc.io/qr":                                 {"cmd/edge"},
-	"periph.io/x/conn/v3":                       {"sensors/bme280", "cmd/edge"},
+	"periph.io/x/conn/v3":                       {"sensors/bme280", "sensors/bme280/chip", "cmd/edge"},
 	"periph.io/x/devices/v3":                    {"sensors/bme280"},
 	"periph.io/x/host/v3":                       {"sensors/bme280"},
 	"github.com/rogpeppe/go-internal":           {}, // tests only

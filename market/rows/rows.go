@@ -1,4 +1,10 @@
-package main
+// Package rows writes what was bought: a line of JSON for each reading and entry, and
+// for what is missing or was replaced, or the blocks' own bytes.
+//
+// What the lines say stands in docs/json.md. The file that a Writer writes to is known
+// again by a hash of its end, so that a purchase goes on where it ended, and nowhere
+// else.
+package rows
 
 import (
 	"bufio"
@@ -21,39 +27,56 @@ import (
 	"dazaar-edge/storage/durable"
 )
 
-// output writes what was bought, a line of JSON for each reading, or, if raw is set,
-// the blocks' own bytes.
-type output struct {
-	raw   bool
-	since time.Time // readings before it are left out; zero leaves none out
-	log   *slog.Logger
-	file  *os.File // nil for standard output
-	w     *bufio.Writer
-	n     int64 // bytes written
-	head  merkle.Head
+// Config says where to write, and what.
+type Config struct {
+	// File is appended to; "" writes to Stdout.
+	File   string
+	Stdout io.Writer
+	// Raw writes the blocks' own bytes: JSON with a line end each, CBOR as a sequence
+	// (RFC 8742), and of the raw encoding the readings alone.
+	Raw bool
+	// Since leaves out readings before it; zero leaves out none.
+	Since time.Time
+	Log   *slog.Logger // nil discards
+}
 
-	began  bool // a reading at or after since came
+// Writer writes what was bought. It implements market.Output. Not safe for concurrent
+// use.
+type Writer struct {
+	cfg  Config
+	log  *slog.Logger
+	file *os.File // nil for standard output
+	w    *bufio.Writer
+	n    int64 // bytes written
+	head merkle.Head
+
+	began  bool // a reading at or after Since came
 	before bool // and one before
 	times  block.Resolver
 }
 
-// open opens the file, "" for standard output.
-func (o *output) open(p *program, name string) (err error) {
-	o.w = bufio.NewWriterSize(p.stdout, 32<<10)
-	if name == "" {
-		return nil
+// New opens the file, and makes it if need be.
+func New(cfg Config) (w *Writer, err error) {
+	w = &Writer{cfg: cfg, log: cfg.Log}
+	if w.log == nil {
+		w.log = slog.New(slog.DiscardHandler)
 	}
-	if o.file, err = os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o644); err != nil {
-		return err
+	if cfg.File == "" {
+		w.w = bufio.NewWriterSize(cfg.Stdout, 32<<10)
+		return w, nil
 	}
-	if err := durable.OS().SyncDir(filepath.Dir(name)); err != nil {
-		return errors.Join(fmt.Errorf("--out %s: %w", name, err), o.file.Close())
+	if w.file, err = os.OpenFile(cfg.File, os.O_CREATE|os.O_RDWR, 0o644); err != nil {
+		return nil, err
 	}
-	o.w.Reset(o.file)
-	return nil
+	if err := durable.OS().SyncDir(filepath.Dir(cfg.File)); err != nil {
+		return nil, errors.Join(fmt.Errorf("%s: %w", cfg.File, err), w.file.Close())
+	}
+	w.w = bufio.NewWriterSize(w.file, 32<<10)
+	return w, nil
 }
 
-func (o *output) close() error {
+// Close frees the file. What was not synced may be lost.
+func (o *Writer) Close() error {
 	if o.file == nil {
 		return nil
 	}
@@ -73,7 +96,7 @@ type line struct {
 	Quality []string `json:"quality,omitempty"`
 }
 
-func (o *output) print(v any) error {
+func (o *Writer) print(v any) error {
 	b, err := json.Marshal(v)
 	if err != nil {
 		return err
@@ -84,7 +107,7 @@ func (o *output) print(v any) error {
 }
 
 // Block implements replicate.Sink.
-func (o *output) Block(i uint64, data []byte) error {
+func (o *Writer) Block(i uint64, data []byte) error {
 	enc, ok := block.Guess(data)
 	if !ok {
 		return o.opaque(i, data)
@@ -93,7 +116,7 @@ func (o *output) Block(i uint64, data []byte) error {
 	switch {
 	case err != nil:
 		return o.opaque(i, data)
-	case o.raw:
+	case o.cfg.Raw:
 		return o.bytes(i, enc, pack, data)
 	case entry != nil:
 		b, err := block.SenMLJSON.Entry(entry)
@@ -106,11 +129,12 @@ func (o *output) Block(i uint64, data []byte) error {
 			Entry json.RawMessage `json:"entry"`
 		}{i, b.Data})
 	}
+	at, off, held := o.times.Publish(pack.Stamp)
 	for _, r := range pack.Readings {
 		l := line{Index: i, Name: pack.BaseName + r.Name, Unit: r.Unit, Value: value(r.Value), Boot: pack.Stamp.Boot, Quality: r.Quality}
 		l.Mono = (pack.Stamp.Mono + r.Offset).Seconds()
-		t, off, held := o.times.Publish(pack.Stamp, r.Offset)
-		if !t.IsZero() {
+		if !at.IsZero() {
+			t := at.Add(r.Offset)
 			if o.early(t) {
 				continue
 			}
@@ -130,23 +154,23 @@ func (o *output) Block(i uint64, data []byte) error {
 
 // early tells whether a reading is before what is wanted. The first that comes should
 // be, or the seller named too late a block.
-func (o *output) early(t time.Time) bool {
-	if o.since.IsZero() || o.began {
+func (o *Writer) early(t time.Time) bool {
+	if o.cfg.Since.IsZero() || o.began {
 		return false
 	}
-	if t.Before(o.since) {
+	if t.Before(o.cfg.Since) {
 		o.before = true
 		return true
 	}
 	if o.began = true; !o.before {
-		o.log.Warn("the first readings that came are later than --from: either there were none before, or the seller named the wrong block", "from", o.since, "first", t)
+		o.log.Warn("the first readings that came are later than --from: either there were none before, or the seller named the wrong block", "from", o.cfg.Since, "first", t)
 	}
 	return false
 }
 
 // bytes writes the block's own bytes: JSON with a line end, CBOR as it is (RFC 8742),
 // and of the raw encoding the readings alone.
-func (o *output) bytes(i uint64, enc block.Encoding, pack *block.Pack, data []byte) error {
+func (o *Writer) bytes(i uint64, enc block.Encoding, pack *block.Pack, data []byte) error {
 	var err error
 	write := func(b []byte) {
 		n, e := o.w.Write(b)
@@ -166,7 +190,7 @@ func (o *output) bytes(i uint64, enc block.Encoding, pack *block.Pack, data []by
 }
 
 // end flushes behind the newest block: somebody may be waiting for it.
-func (o *output) end(i uint64) error {
+func (o *Writer) end(i uint64) error {
 	if i+1 == o.head.Length {
 		return o.w.Flush()
 	}
@@ -174,8 +198,8 @@ func (o *output) end(i uint64) error {
 }
 
 // opaque prints a block that is none of ours.
-func (o *output) opaque(i uint64, data []byte) error {
-	if o.raw {
+func (o *Writer) opaque(i uint64, data []byte) error {
+	if o.cfg.Raw {
 		n, err := o.w.Write(data)
 		o.n += int64(n)
 		return errors.Join(err, o.end(i))
@@ -202,8 +226,8 @@ func value(v block.Value) any {
 }
 
 // Gap implements replicate.Sink.
-func (o *output) Gap(from, to uint64) error {
-	if o.raw {
+func (o *Writer) Gap(from, to uint64) error {
+	if o.cfg.Raw {
 		o.log.Warn("blocks are not to be had", "from", from, "to", to)
 		return nil
 	}
@@ -217,8 +241,8 @@ func (o *output) Gap(from, to uint64) error {
 }
 
 // Fork implements replicate.Sink.
-func (o *output) Fork(fork, from uint64) error {
-	if o.raw {
+func (o *Writer) Fork(fork, from uint64) error {
+	if o.cfg.Raw {
 		o.log.Warn("the seller lost what it had: what follows replaces blocks that were written", "fork", fork, "from", from)
 		return o.w.Flush()
 	}
@@ -230,13 +254,13 @@ func (o *output) Fork(fork, from uint64) error {
 }
 
 // Head implements replicate.Sink.
-func (o *output) Head(h merkle.Head) error {
+func (o *Writer) Head(h merkle.Head) error {
 	o.head = h
 	return nil
 }
 
 // Sync implements market.Output.
-func (o *output) Sync() (at int64, mark string, err error) {
+func (o *Writer) Sync() (at int64, mark string, err error) {
 	if err := o.w.Flush(); err != nil {
 		return 0, "", err
 	}
@@ -257,7 +281,7 @@ const standardOutput = "stdout"
 const markSize = 4096
 
 // mark is what a file is known by at a place: a hash of what is before it.
-func (o *output) mark(at int64) (string, error) {
+func (o *Writer) mark(at int64) (string, error) {
 	b := make([]byte, min(at, markSize))
 	if _, err := o.file.ReadAt(b, at-int64(len(b))); err != nil {
 		return "", err
@@ -268,7 +292,7 @@ func (o *output) mark(at int64) (string, error) {
 
 // Resume implements market.Output: what a file has behind the place is what was
 // not yet known to be there, and is cut.
-func (o *output) Resume(at int64, mark string) error {
+func (o *Writer) Resume(at int64, mark string) error {
 	o.n = at
 	if o.file == nil {
 		if at > 0 && mark != standardOutput {
@@ -304,7 +328,7 @@ func (o *output) Resume(at int64, mark string) error {
 }
 
 // recall finds the newest time in what was written before.
-func (o *output) recall(at int64) {
+func (o *Writer) recall(at int64) {
 	b := make([]byte, min(at, markSize))
 	if _, err := o.file.ReadAt(b, at-int64(len(b))); err != nil {
 		return
