@@ -122,9 +122,12 @@ type Client struct {
 	why    error         // what the seller said, or what is wrong
 	given  bool          // the seller said which feed, on this connection
 	card   *card.Card    // nil until it is known
-	terms  *jcs.Hex32    // those of the seller; nil if there are none
-	buying purchase
-	purse  *purse.Purse
+	terms  *jcs.Hex32    // those of the seller that were accepted; nil if none were
+	// declined: there are some, and they were not.
+	declined bool
+	buying   purchase
+	before   uint64 // blocks of buyers before this one
+	purse    *purse.Purse
 
 	saved    archive.State // owned by the goroutine of Run, like all below
 	seen     replicate.BuyerStats
@@ -226,7 +229,7 @@ func (c *Client) connect(ctx context.Context) error {
 	}
 	c.mu.Lock()
 	c.why, c.given, c.valid, c.terms = nil, false, nil, nil
-	c.buying.asked, c.buying.need = 0, false
+	c.buying.asked, c.buying.need, c.declined = 0, false, false
 	c.mu.Unlock()
 	c.news = time.Now()
 	v := &visit{c: c, conn: conn}

@@ -56,11 +56,7 @@ func (h *handler) AcceptTerms(a dazaar.AcceptTerms) error {
 	if s.agreed {
 		return nil
 	}
-	err := s.o.cfg.Ledger.ChangeContract(s.o.cfg.Name, s.buyer, func(c *ledger.Contract) { c.Terms, c.Sig = &a.SHA256, a.Sig })
-	if err != nil {
-		return s.broken("terms", err)
-	}
-	s.terms, s.agreed = true, true
+	s.terms, s.agreed, s.accepted = true, true, &a
 	return s.proceed()
 }
 
@@ -96,6 +92,12 @@ func (s *session) order(r dazaar.InvoiceRequest, answer func(dazaar.Invoice) err
 	}
 	if st := s.sale.State(); st.Owned && l.price.Unit == meter.Once {
 		return refuse(dazaar.CodeChargeLimit, "it is paid already, for good")
+	}
+	if st := s.sale.State(); !st.Begun && !s.o.stranger(s.conn.RemoteAddr()) {
+		return refuse(dazaar.CodeBusy, "too many invoices for strangers of this network: try again in a minute")
+	}
+	if err := s.sign(); err != nil {
+		return s.broken("terms", err)
 	}
 	s.invoice = true
 	o := cashier.Order{

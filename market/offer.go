@@ -74,6 +74,9 @@ const (
 	networkTrialsPerSecond, networkTrialsMax = 6. / 3600, 3
 )
 
+// Invoices for buyers of a network who never paid.
+const invoicesPerSecond, invoicesBurst = 0.1, 20
+
 // maxStrangers is how many connections without a sale there may be; then the
 // oldest makes place.
 const maxStrangers = 64
@@ -101,6 +104,7 @@ type Offer struct {
 	burned    []dazaar.Burned
 	trials    *bucket.Bucket
 	networks  *bucket.Networks // of trials
+	invoices  *bucket.Networks // for who never paid
 	closed    bool
 }
 
@@ -118,7 +122,7 @@ func NewOffer(cfg OfferConfig) (*Offer, error) {
 	o := &Offer{
 		cfg: cfg, log: cfg.Log, stop: make(chan struct{}), wake: make(chan struct{}, 1), replaceAfter: replaceAfter, all: map[*session]bool{},
 		buyers: map[[32]byte]*session{}, settled: map[[32]byte]bool{}, trials: bucket.New(trialsPerSecond, trialsBurst, time.Now()),
-		networks: bucket.NewNetworks(networkTrialsPerSecond, networkTrialsMax),
+		networks: bucket.NewNetworks(networkTrialsPerSecond, networkTrialsMax), invoices: bucket.NewNetworks(invoicesPerSecond, invoicesBurst),
 	}
 	if o.log == nil {
 		o.log = slog.New(slog.DiscardHandler)
@@ -207,6 +211,15 @@ func (o *Offer) trial(from net.Addr) bool {
 		pass = append(pass, o.networks.Get(n, now))
 	}
 	return bucket.Take(now, pass...)
+}
+
+// stranger tells whether one who never paid may have an invoice made.
+func (o *Offer) stranger(from net.Addr) bool {
+	now := time.Now()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	n := bucket.Network(from)
+	return !n.IsValid() || bucket.Take(now, o.invoices.Get(n, now))
 }
 
 // stay lets a session without a feed stay for a while from now on.
@@ -372,9 +385,9 @@ func (o *Offer) claim(s *session) (old *session, ok bool) {
 	case old != nil && time.Since(old.since) < o.replaceAfter && old.conn.Err() == nil:
 		return nil, false
 	case old == nil && len(o.buyers) >= o.cfg.Buyers:
-		// One whose credit has ended makes place for one who has some.
+		// One whose credit has ended, or who tries, makes place for one who paid.
 		for _, x := range o.buyers {
-			if x.parked.Load() {
+			if !s.trying.Load() && (x.parked.Load() || x.trying.Load() && (old == nil || !old.parked.Load())) {
 				old = x
 			}
 		}

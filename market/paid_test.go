@@ -64,6 +64,13 @@ func newTill(t testing.TB, change func(*Listing)) *till {
 	return x
 }
 
+// open opens the shop, and then the till.
+func (x *till) open() {
+	x.t.Helper()
+	x.shop.open()
+	x.pays.Start()
+}
+
 func (x *till) close() {
 	if x.offer != nil {
 		x.shop.close()

@@ -25,6 +25,8 @@ const (
 	serveTime = time.Minute
 	// askAgain is how long one who follows waits when there is no invoice.
 	askAgain = 10 * time.Second
+	// settleTime is how long the seller may take to see a payment of before.
+	settleTime = 3 * time.Second
 	// minLeft is how long an invoice must be good, clockSkew how far the seller's
 	// clock may be ahead.
 	minLeft   = time.Minute
@@ -44,6 +46,8 @@ type purchase struct {
 	last   uint64         // last id
 	again  time.Time      // when to ask again, after a refusal
 	need   bool           // nothing comes without a payment
+	blocks uint64         // that had come when something was paid last
+	price  *card.Payment  // what it costs, as the first step was bought
 }
 
 // stepMsat returns what one step costs. mu is held, and there is a card.
@@ -111,9 +115,19 @@ func (c *Client) order(v *visit) error {
 		p := c.card.Payment[0]
 		return fmt.Errorf("%w: it costs %s sat for %s %s, and there is no wallet to pay with", ErrUnpaid, p.Amount, p.Interval, p.Unit)
 	}
+	switch {
+	case c.card.Terms == nil || c.terms != nil:
+	case c.declined:
+		return fmt.Errorf("%w: they must be accepted before anything is paid", ErrTerms)
+	default:
+		return nil // they are on their way
+	}
 	if r, ok := c.purse.InDoubt(); ok {
-		c.pay(v, r)
+		c.pay(v, r, true)
 		return nil
+	}
+	if err := c.worth(); err != nil {
+		return err
 	}
 	if spent := c.purse.Spent(); spent+step > c.cfg.Budget {
 		return fmt.Errorf("%w: %d msat of %d are spent, and the next step costs %d", ErrBudget, spent, c.cfg.Budget, step)
@@ -121,6 +135,30 @@ func (c *Client) order(v *visit) error {
 	b.last++
 	b.asked, b.msat, b.since = b.last, step, time.Now()
 	return v.ch.InvoiceRequest(dazaar.InvoiceRequest{ID: b.asked, Msat: strconv.FormatUint(step, 10)})
+}
+
+// worth tells whether another step should be bought: at the price of the first one,
+// and not before something came for the last. mu is held.
+func (c *Client) worth() error {
+	p := c.card.Payment[0]
+	if old := c.buying.price; old == nil {
+		c.buying.price = &p
+	} else if *old != p {
+		return fmt.Errorf("%w: the price was %s sat for %s %s, and is %s sat for %s %s now: start anew if that is all right", ErrUnpaid,
+			old.Amount, old.Interval, old.Unit, p.Amount, p.Interval, p.Unit)
+	}
+	if p.Clock != "wall" && c.buying.blocks > 0 && c.blocks() < c.buying.blocks {
+		return fmt.Errorf("%w: nothing came for the last payment; one block may cost more than a step: buy more at a time", ErrUnserved)
+	}
+	return nil
+}
+
+// blocks returns how many came, and one. mu is held.
+func (c *Client) blocks() uint64 {
+	if c.buyer == nil {
+		return 1
+	}
+	return c.before + c.buyer.Stats().Blocks + 1
 }
 
 // invoiced takes the answer to a request.
@@ -155,7 +193,8 @@ func (c *Client) invoiced(v *visit, x dazaar.Invoice) error {
 		}
 		return outputError(err)
 	}
-	c.pay(v, purse.Receipt{State: purse.Doubt, Invoice: x, Msat: b.msat})
+	b.blocks = c.blocks() + 1
+	c.pay(v, purse.Receipt{State: purse.Doubt, Invoice: x, Msat: b.msat}, false)
 	return nil
 }
 
@@ -201,8 +240,8 @@ func (c *Client) check(x dazaar.Invoice, msat uint64, now time.Time) error {
 	return nil
 }
 
-// pay has the wallet pay. mu is held.
-func (c *Client) pay(v *visit, r purse.Receipt) {
+// pay has the wallet pay; doubt tells that it may have done so before. mu is held.
+func (c *Client) pay(v *visit, r purse.Receipt, doubt bool) {
 	c.buying.paying, c.buying.since = true, time.Now()
 	c.log.Info("paying", "msat", r.Msat, "hash", r.Invoice.Hash)
 	rises := c.buying.rises
@@ -233,12 +272,26 @@ func (c *Client) pay(v *visit, r purse.Receipt) {
 			v.mux.Fail(err)
 			return
 		}
-		if b.rises == rises { // else the seller was faster than the wallet's answer
+		switch {
+		case doubt: // it may be credited long since, and used up
+			b.again = time.Now().Add(settleTime)
+		case b.rises == rises: // else the seller was faster than the wallet's answer
 			b.paid, b.need = &r, false
 		}
 		// The seller hears of it from its wallet; this is in case it does not.
 		v.ch.Receipt(dazaar.Receipt{Invoice: r.Invoice, Preimage: *r.Preimage}) //nolint:errcheck // the connection ends
 	})
+}
+
+// resume shows the seller of a new connection what was paid for, and not yet served. mu
+// is held.
+func (c *Client) resume(v *visit) error {
+	b := &c.buying
+	if b.paid == nil {
+		return nil
+	}
+	b.since = time.Now()
+	return v.ch.Receipt(dazaar.Receipt{Invoice: b.paid.Invoice, Preimage: *b.paid.Preimage})
 }
 
 // credited takes note of what the seller says is left. mu is held.
@@ -267,6 +320,9 @@ func (c *Client) carded(signed []byte) error {
 	if err != nil {
 		return err
 	}
+	if c.card != nil && x.Version == c.card.Version && string(signed) != string(c.purse.Card()) {
+		return fmt.Errorf("%w: version %d was another one before", card.ErrCard, x.Version)
+	}
 	if err := c.purse.SetCard(signed); err != nil {
 		return outputError(err)
 	}
@@ -282,14 +338,15 @@ func (c *Client) termed(v *visit, text string) error {
 	if c.card == nil || c.card.Terms == nil || c.card.Terms.SHA256 != fmt.Sprintf("%x", hash) {
 		return fmt.Errorf("%w: the terms of use are not those of the card", ErrRefused)
 	}
-	c.terms = &hash
 	if !c.purse.Accepted(hash) {
 		if c.cfg.Accept == nil || !c.cfg.Accept(text, hash) {
+			c.declined = true
 			return nil // if the seller insists, it says so
 		}
 		if err := c.purse.Accept(text); err != nil {
 			return outputError(err)
 		}
 	}
+	c.terms = &hash
 	return v.ch.AcceptTerms(dazaar.NewAcceptTerms(text, c.cfg.Seller, c.cfg.Archive.Key()))
 }

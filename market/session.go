@@ -36,18 +36,23 @@ type session struct {
 
 	dry    atomic.Bool // the meter let a block not pass
 	parked atomic.Bool // paused is set
+	trying atomic.Bool // it has a trial, and paid nothing
+	// refused is the block for which dry was set.
+	refused atomic.Pointer[refusal]
 
-	mu      sync.Mutex
-	ch      *dazaar.Seller // guarded by mu, like all below
-	sale    *ledger.Sale   // nil before the channel is open, and where nothing is paid
-	terms   bool           // it may be served: it accepted those of today, or of when it paid
-	agreed  bool           // it accepted those of today
-	feed    *feed.Feed     // nil until the buyer has one
-	seller  *replicate.Seller
-	paused  bool
-	over    bool
-	asked   *bucket.Bucket // what the buyer may ask for
-	invoice bool           // one is being made
+	mu     sync.Mutex
+	ch     *dazaar.Seller // guarded by mu, like all below
+	sale   *ledger.Sale   // nil before the channel is open, and where nothing is paid
+	terms  bool           // it may be served: it accepted those of today, or of when it paid
+	agreed bool           // it accepted those of today
+	// accepted is what it signed, and is not yet kept.
+	accepted *dazaar.AcceptTerms
+	feed     *feed.Feed // nil until the buyer has one
+	seller   *replicate.Seller
+	paused   bool
+	over     bool
+	asked    *bucket.Bucket // what the buyer may ask for
+	invoice  bool           // one is being made
 }
 
 // Limits of what a connection may ask for.
@@ -59,6 +64,9 @@ const (
 // unpaidStay is how long a connection without a feed may stay, from its beginning and
 // from each thing that it may do about that.
 const unpaidStay = 2 * time.Minute
+
+// trialStay is how long one on trial may stay.
+const trialStay = 30 * time.Minute
 
 func newSession(o *Offer, c *secretstream.Conn, from *secretstream.Listener) *session {
 	now := time.Now()
@@ -183,11 +191,22 @@ func (s *session) proceed() error {
 		return nil
 	}
 	l := s.o.listing()
+	if l.free != (s.sale == nil) { // it changed meanwhile
+		s.refuse(dazaar.CodeClosing, "the offer has changed: come again")
+		return nil
+	}
 	if !s.terms {
 		return s.ch.Invalid(dazaar.Invalid{Error: "accept the terms of use first", Code: dazaar.CodeTerms})
 	}
 	if s.sale != nil && s.sale.Dry() && !s.tries(l) {
 		return s.ch.Invalid(dazaar.Invalid{Error: "pay first: ask for an invoice", Code: dazaar.CodePaymentRequired})
+	}
+	if s.sale != nil {
+		st := s.sale.State()
+		s.trying.Store(!st.Begun)
+	}
+	if err := s.sign(); err != nil {
+		return s.broken("terms", err)
 	}
 	old, ok := s.o.claim(s)
 	if !ok {
@@ -256,25 +275,6 @@ func (s *session) first() uint64 {
 	return st.First()
 }
 
-// toll is the meter as the seller of the feed asks it.
-type toll struct {
-	s      *session
-	sale   *ledger.Sale
-	blocks *feed.Reader
-}
-
-// Admit implements replicate.Meter.
-func (g toll) Admit(i uint64, size int) bool {
-	w, err := g.blocks.Weight(i)
-	if err == nil && g.sale.Admit(i, meter.Weight{Readings: w.Readings, Span: w.Span, Bytes: uint64(size)}) {
-		g.s.o.passed(size)
-		return true
-	}
-	g.s.dry.Store(true) // the seller's lock is held: the rest is for the offer's goroutine
-	g.s.o.poke()
-	return false
-}
-
 // ended is called when the feed's channel is closed.
 func (s *session) ended(err error) {
 	s.mu.Lock()
@@ -313,35 +313,6 @@ func (s *session) has() dazaar.Valid {
 	return v
 }
 
-// describe says what is left on a meter, of the credit that was bought first; where
-// there is none, in the unit of today's price.
-func describe(v *dazaar.Valid, st meter.State, unit meter.Unit) {
-	left, msat := uint64(0), uint64(0)
-	if len(st.Lots) > 0 {
-		unit = st.Lots[0].Price.Unit
-	}
-	for _, l := range st.Lots {
-		msat += l.Msat()
-		if l.Price.Unit == unit {
-			left += l.Units()
-		}
-	}
-	v.CreditMsat, v.PaidMsat = fmt.Sprint(msat), fmt.Sprint(st.Msat)
-	switch {
-	case st.Owned:
-		v.Type = "once"
-		return
-	case len(st.Lots) == 0 && st.Trial.Bytes > 0:
-		v.Type, left = "trial", st.Trial.Span
-	case unit == meter.Wall:
-		v.Type = "time"
-	default:
-		v.Type = unit.String()
-	}
-	n := int64(min(left, meter.MaxNumber))
-	v.Remaining = &n
-}
-
 // update says that the log changed.
 func (s *session) update() {
 	s.mu.Lock()
@@ -363,9 +334,25 @@ func (s *session) tick(now time.Time) {
 		if s.o.overdue(s, now) {
 			s.refuse(dazaar.CodePaymentRequired, "nothing was paid")
 		}
+	case s.trying.Load() && now.Sub(s.came) > trialStay:
+		s.refuse(dazaar.CodePaymentRequired, "a trial is not for ever: pay, or come again")
 	case s.sale != nil && !s.paused && s.sale.Advance() && s.sale.Dry():
 		s.pause()
 	}
+}
+
+// sign keeps that the buyer accepted the terms, when that begins to matter: strangers
+// leave nothing behind. mu is held.
+func (s *session) sign() error {
+	if s.accepted == nil {
+		return nil
+	}
+	a := *s.accepted
+	err := s.o.cfg.Ledger.ChangeContract(s.o.cfg.Name, s.buyer, func(c *ledger.Contract) { c.Terms, c.Sig = &a.SHA256, a.Sig })
+	if err == nil {
+		s.accepted = nil
+	}
+	return err
 }
 
 // pause parks what the buyer asks for, and says why. mu is held.
@@ -391,7 +378,7 @@ func (s *session) relist(was, l *listing) {
 	defer s.mu.Unlock()
 	switch {
 	case s.ch == nil || s.over:
-	case s.feed != nil && l.free != (s.sale == nil):
+	case l.free != (s.sale == nil):
 		s.refuse(dazaar.CodeClosing, "the offer has changed: come again")
 	default:
 		s.agreed = sameHash(was.hash, l.hash) && s.agreed || l.hash == nil
@@ -411,6 +398,14 @@ func (s *session) wake() {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	// It may have been paid since, or be gone: then the seller says so itself.
+	if x := s.refused.Load(); s.sale != nil && x != nil && (x.gone || s.sale.Covers(x.index, x.weight)) {
+		s.dry.Store(false)
+		if s.seller != nil && !s.paused {
+			s.seller.Resume()
+		}
+		return
+	}
 	s.pause()
 }
 
@@ -430,6 +425,7 @@ func (s *session) paid() {
 	s.dry.Store(false)
 	s.paused = false
 	s.parked.Store(false)
+	s.trying.Store(false)
 	s.ch.Valid(s.has()) //nolint:errcheck // the connection ends
 	if s.seller != nil {
 		s.seller.SetWindow(s.first(), 0)

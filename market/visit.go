@@ -44,7 +44,11 @@ func (v *visit) attach() error {
 type visitor visit
 
 // Opened implements dazaar.BuyerHandler.
-func (h *visitor) Opened(dazaar.Handshake) error { return nil }
+func (h *visitor) Opened(dazaar.Handshake) error {
+	h.c.mu.Lock()
+	defer h.c.mu.Unlock()
+	return h.c.resume((*visit)(h))
+}
 
 // SellerID implements dazaar.BuyerHandler.
 func (h *visitor) SellerID([32]byte) error { return nil }
@@ -98,6 +102,9 @@ func (v *visit) follow(f dazaar.OneTimeFeed) error {
 			c.log.Warn("the seller began a new feed", "generation", f.Generation, "from", kept.Cursor)
 		}
 		c.feed = f
+		if c.buyer != nil {
+			c.before += c.buyer.Stats().Blocks
+		}
 		if err := c.begin(kept); err != nil {
 			return err
 		}

@@ -135,6 +135,7 @@ func (p *program) sample(ctx context.Context, file string, cfg *configs.Config, 
 			return fmt.Errorf("feed %s: %w", fc.Name, err)
 		}
 	}
+	till.cashier.Start()
 	st := &station{cfg: cfg, clock: clock, till: till, offers: offers, start: time.Now(), log: logger}
 	if err := st.listen(); err != nil {
 		return err

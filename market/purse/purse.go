@@ -4,7 +4,7 @@
 // # Files
 //
 //	card.json            the newest card, as the seller signed it
-//	card-VERSION.json    cards that something was paid under
+//	card-VERSION-HASH.json   cards that something was paid under
 //	terms-SHA256.txt     terms that were accepted
 //	receipts/HASH.json   an invoice: written before it is paid, and when it is known
 //	                     what became of that
@@ -168,14 +168,15 @@ func (p *Purse) Accept(text string) error {
 }
 
 // Begin notes an invoice that is going to be paid, with the card that it was made
-// under. It fails with [ErrHash] if it was there before.
+// under. It fails with [ErrHash] if it was there before, and was or may have been paid.
 func (p *Purse) Begin(v dazaar.Invoice, msat uint64, c *card.Card, signed []byte, at time.Time) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.receipts[v.Hash] != nil {
+	if old := p.receipts[v.Hash]; old != nil && old.State != Failed {
 		return fmt.Errorf("%w: %x", ErrHash, v.Hash)
 	}
-	if err := durable.WriteFile(p.fsys, path.Join(p.dir, fmt.Sprintf("card-%d.json", c.Version)), signed); err != nil {
+	sum := sha256.Sum256(signed)
+	if err := durable.WriteFile(p.fsys, path.Join(p.dir, fmt.Sprintf("card-%d-%x.json", c.Version, sum[:4])), signed); err != nil {
 		return err
 	}
 	return p.put(&Receipt{State: Doubt, Invoice: v, Msat: msat, At: at.UTC()})

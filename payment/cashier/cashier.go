@@ -41,6 +41,8 @@ const (
 	// maxOpen is how many unpaid invoices a buyer has, maxTotal how many there are.
 	maxOpen  = 3
 	maxTotal = 500
+	// maxExpired is how many that nobody paid are kept in the ledger.
+	maxExpired = 1000
 	// MinMsat and MaxMsat bound an invoice: 1 to 1,000,000 satoshi.
 	MinMsat = 1000
 	MaxMsat = 1_000_000_000
@@ -93,7 +95,7 @@ type Cashier struct {
 	trouble map[string]error // of each gateway, while it does not answer
 }
 
-// New returns a cashier, who watches the gateways until Close.
+// New returns a cashier. It begins with Start.
 func New(cfg Config) (*Cashier, error) {
 	c := &Cashier{
 		cfg: cfg, log: cfg.Log, open: map[[32]byte]ledger.Row{}, asking: map[[32]byte]int{}, told: map[string]func(ledger.Row){}, trouble: map[string]error{},
@@ -112,13 +114,18 @@ func New(cfg Config) (*Cashier, error) {
 	if err != nil {
 		return nil, err
 	}
+	return c, nil
+}
+
+// Start watches the gateways until Close: not before all offers are open, since what
+// is settled is credited at once.
+func (c *Cashier) Start() {
 	ctx, stop := context.WithCancel(context.Background())
 	c.stop = stop
-	for _, g := range cfg.Gateways {
+	for _, g := range c.cfg.Gateways {
 		c.wg.Add(1)
 		go c.watch(ctx, g)
 	}
-	return c, nil
 }
 
 // Subscribe has f called for each payment that was credited for an offer. f must not
@@ -131,7 +138,9 @@ func (c *Cashier) Subscribe(offer string, f func(ledger.Row)) {
 
 // Close ends the watching.
 func (c *Cashier) Close() {
-	c.stop()
+	if c.stop != nil {
+		c.stop()
+	}
 	c.wg.Wait()
 }
 
@@ -272,12 +281,20 @@ func (c *Cashier) take(gateway string, s payment.Status, cursor string) error {
 		return nil
 	}
 	if s.Preimage != nil && sha256.Sum256(s.Preimage[:]) != s.Hash {
-		return fmt.Errorf("gateway %s: invoice %x has a preimage that is not its own", gateway, s.Hash)
+		c.log.Error("a wallet says of an invoice that it is settled, with a preimage that is not its own: it is not credited", "gateway", gateway, "hash", jcs.Hex32(s.Hash))
+		return nil
 	}
 	r, credited, err := c.cfg.Ledger.Settle(ledger.Payment{Hash: s.Hash, Msat: s.Paid, At: c.cfg.Now().UTC(), Gateway: gateway, Cursor: cursor})
-	if errors.Is(err, ledger.ErrUnknown) {
+	switch {
+	case errors.Is(err, ledger.ErrUnknown):
 		return nil // of another program with the same wallet
-	} else if err != nil {
+	case errors.Is(err, ledger.ErrOffer):
+		c.log.Warn("paid for an offer that is not open: it is credited when it is", "hash", jcs.Hex32(s.Hash), "error", err)
+		return nil
+	case errors.Is(err, ledger.ErrCorrupt):
+		c.log.Error("a payment cannot be credited", "hash", jcs.Hex32(s.Hash), "msat", s.Paid, "error", err)
+		return nil // others can
+	case err != nil:
 		return err
 	}
 	c.mu.Lock()
@@ -376,11 +393,15 @@ func (c *Cashier) reconcile(ctx context.Context, g payment.Gateway) error {
 	}
 	c.mu.Unlock()
 	now := c.cfg.Now()
+	expired, failed := false, 0
 	for _, r := range mine {
 		s, err := g.Lookup(ctx, r.Hash)
 		unknown := errors.Is(err, payment.ErrUnknown)
 		if err != nil && !unknown {
-			return err
+			if failed++; failed >= 3 || failed == len(mine) {
+				return err
+			}
+			continue // it may be this one alone
 		}
 		if err := c.take(g.Name(), s, ""); err != nil {
 			return err
@@ -393,7 +414,11 @@ func (c *Cashier) reconcile(ctx context.Context, g payment.Gateway) error {
 			c.mu.Lock()
 			delete(c.open, r.Hash)
 			c.mu.Unlock()
+			expired = true
 		}
+	}
+	if expired {
+		return c.cfg.Ledger.Prune(maxExpired)
 	}
 	return nil
 }

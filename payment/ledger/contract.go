@@ -101,24 +101,33 @@ type Account struct {
 func (l *Ledger) Accounts(offer string, f func(a Account, err error) bool) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.db.View(func(tx *db.Tx) error {
+	var buyers [][32]byte
+	if err := l.db.View(func(tx *db.Tx) error {
 		tx.Each(meters(offer), func(key, _ []byte, _ error) bool {
-			if len(key) != 32 {
-				return true
+			if len(key) == 32 {
+				buyers = append(buyers, [32]byte(key))
 			}
-			a := Account{Buyer: [32]byte(key)}
-			s, err := l.sale(tx, offer, a.Buyer)
-			if err == nil {
-				s.mu.Lock()
-				a.Meter = s.state.Clone()
-				s.mu.Unlock()
-				a.Meter.Advance(l.clock())
-				a.Contract, err = getContract(tx, offer, key)
-			}
-			return f(a, err)
+			return true
 		})
 		return nil
-	})
+	}); err != nil {
+		return err
+	}
+	for _, buyer := range buyers {
+		a := Account{Buyer: buyer}
+		s, err := l.sale(offer, buyer)
+		if err == nil {
+			s.mu.Lock()
+			a.Meter = s.state.Clone()
+			s.mu.Unlock()
+			a.Meter.Advance(l.clock())
+			a.Contract, err = l.Contract(offer, buyer)
+		}
+		if !f(a, err) {
+			break
+		}
+	}
+	return nil
 }
 
 func cards(offer string) string { return "cards/" + offer }

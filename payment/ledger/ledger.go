@@ -21,6 +21,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -35,6 +36,9 @@ var (
 	ErrUnknown = errors.New("ledger: no invoice of ours has this hash")
 	// ErrDuplicate says that there is an invoice with this hash already.
 	ErrDuplicate = errors.New("ledger: there is an invoice with this hash")
+	// ErrOffer says that the log of a payment's offer is not open: it is credited
+	// when it is.
+	ErrOffer = errors.New("ledger: this offer is not open")
 	// ErrCorrupt says that a record is not as it was written.
 	ErrCorrupt = errors.New("ledger: damaged")
 )
@@ -114,7 +118,7 @@ type Offer struct {
 	// Marks keep what changes often; nil leaves all to the database.
 	Marks Marks
 	// Begin returns the first block that a first payment includes now, and the
-	// first one at the live price.
+	// first one at the live price. It must not wait for a commit.
 	Begin func(h History) (from, start uint64)
 }
 
@@ -218,11 +222,11 @@ func (l *Ledger) Issue(r Row) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	r.State, r.Paid, r.SettledAt = Open, 0, nil
+	s, err := l.sale(r.Offer, r.Buyer)
+	if err != nil {
+		return err
+	}
 	return l.update(func(tx *db.Tx) error {
-		s, err := l.sale(tx, r.Offer, r.Buyer)
-		if err != nil {
-			return err
-		}
 		if s.lots() >= meter.MaxLots/2 { // what is still open finds room, too
 			return fmt.Errorf("%w: buyer %x", meter.ErrLots, r.Buyer[:4])
 		}
@@ -274,6 +278,40 @@ func (l *Ledger) Expire(hash [32]byte) error {
 	})
 }
 
+// Prune forgets all but this many of the invoices that nobody paid, those first that
+// ended first.
+func (l *Ledger) Prune(keep int) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	type gone struct {
+		hash jcs.Hex32
+		at   time.Time
+	}
+	var all []gone
+	if err := l.db.View(func(tx *db.Tx) error {
+		tx.Each(rows, func(_, value []byte, err error) bool {
+			if err == nil {
+				if r, err := parseRow(value); err == nil && r.State == Expired {
+					all = append(all, gone{r.Hash, r.Expires})
+				}
+			}
+			return true
+		})
+		return nil
+	}); err != nil || len(all) <= keep {
+		return err
+	}
+	slices.SortFunc(all, func(a, b gone) int { return a.at.Compare(b.at) })
+	return l.update(func(tx *db.Tx) error {
+		for _, x := range all[:len(all)-keep] {
+			if err := tx.Delete(rows, x.hash[:]); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
 // Payment is what a gateway said was settled.
 type Payment struct {
 	Hash [32]byte
@@ -287,16 +325,20 @@ type Payment struct {
 // Settle credits a payment to the sale that it was for, once. It tells whether it
 // did: if not, it had been credited before. The cursor moves in either case, also
 // when the error wraps [ErrUnknown] because the hash is none of ours: other programs
-// may be paid by the same wallet.
+// may be paid by the same wallet; or [ErrOffer]: the row stays open, and is looked up
+// when the offer is back.
 func (l *Ledger) Settle(p Payment) (r Row, credited bool, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	var s *Sale
 	var after record
 	var credit func(*meter.State) error
+	s, absent, err := l.payee(p.Hash)
+	if err != nil {
+		return Row{}, false, err
+	}
 	unknown := false
 	err = l.update(func(tx *db.Tx) error {
-		s, credited, unknown = nil, false, false
+		credited, unknown = false, false
 		if p.Cursor != "" {
 			if err := tx.Put(cursors, []byte(p.Gateway), []byte(p.Cursor)); err != nil {
 				return err
@@ -309,15 +351,12 @@ func (l *Ledger) Settle(p Payment) (r Row, credited bool, err error) {
 			unknown = true
 			return nil
 		}
-		if r.State == Settled {
+		if r.State == Settled || absent {
 			return nil
 		}
 		at := p.At
 		r.State, r.Paid, r.SettledAt = Settled, p.Msat, &at
 		if err := putRow(tx, &r); err != nil {
-			return err
-		}
-		if s, err = l.sale(tx, r.Offer, r.Buyer); err != nil {
 			return err
 		}
 		credit = l.credit(r, p.Msat)
@@ -336,10 +375,32 @@ func (l *Ledger) Settle(p Payment) (r Row, credited bool, err error) {
 		return Row{}, false, err
 	case unknown:
 		return Row{}, false, fmt.Errorf("%w: %x", ErrUnknown, p.Hash)
+	case absent && r.State != Settled:
+		return Row{}, false, fmt.Errorf("%w: %s, of invoice %x", ErrOffer, r.Offer, p.Hash)
 	case credited:
 		s.apply(credit)
 	}
 	return r, credited, nil
+}
+
+// payee returns the sale that an invoice was for, nil if it is none of ours; absent
+// tells that its offer's log is not open. Nothing else is locked meanwhile: marks are
+// the log's, and its commits may wait for the database. mu is held.
+func (l *Ledger) payee(hash [32]byte) (s *Sale, absent bool, err error) {
+	var r Row
+	var ok bool
+	err = l.db.View(func(tx *db.Tx) error {
+		r, ok, err = getRow(tx, hash[:])
+		return err
+	})
+	if err != nil || !ok {
+		return nil, false, err
+	}
+	if _, open := l.offers[r.Offer]; !open {
+		return nil, true, nil
+	}
+	s, err = l.sale(r.Offer, r.Buyer)
+	return s, false, err
 }
 
 // credit returns what a payment for r does to a meter. mu is held.

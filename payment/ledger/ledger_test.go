@@ -33,6 +33,7 @@ func books(t testing.TB, d *db.DB) *Ledger {
 	if err != nil {
 		t.Fatal(err)
 	}
+	l.Register("air", Offer{})
 	return l
 }
 
@@ -391,6 +392,7 @@ func TestClock(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		l.Register("air", Offer{})
 		return l
 	}
 	l := open()

@@ -30,11 +30,7 @@ type Sale struct {
 func (l *Ledger) Sale(offer string, buyer [32]byte) (s *Sale, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	err = l.db.View(func(tx *db.Tx) error {
-		s, err = l.sale(tx, offer, buyer)
-		return err
-	})
-	if err != nil {
+	if s, err = l.sale(offer, buyer); err != nil {
 		return nil, err
 	}
 	l.sales[s.key] = s
@@ -42,22 +38,24 @@ func (l *Ledger) Sale(offer string, buyer [32]byte) (s *Sale, err error) {
 	return s, nil
 }
 
-// sale returns the sale that is in use, or reads it. mu is held.
-func (l *Ledger) sale(tx *db.Tx, offer string, buyer [32]byte) (*Sale, error) {
+// sale returns the sale that is in use, or reads it. mu is held, and no transaction is
+// open.
+func (l *Ledger) sale(offer string, buyer [32]byte) (*Sale, error) {
 	key := saleKey{offer, buyer}
 	if s := l.sales[key]; s != nil {
 		return s, nil
 	}
 	s := &Sale{l: l, key: key}
-	b, err := tx.Get(meters(offer), buyer[:])
-	if err != nil {
-		return s, err
-	}
 	var r record
-	if b != nil {
-		if r, err = parseRecord(b); err != nil {
-			return s, fmt.Errorf("meter of %x: %w", buyer, err)
+	err := l.db.View(func(tx *db.Tx) error {
+		b, err := tx.Get(meters(offer), buyer[:])
+		if err == nil && b != nil {
+			r, err = parseRecord(b)
 		}
+		return err
+	})
+	if err != nil {
+		return s, fmt.Errorf("meter of %x: %w", buyer, err)
 	}
 	if m := l.offers[offer].Marks; m != nil {
 		if b := m.Mark(string(buyer[:])); b != nil {
@@ -116,6 +114,12 @@ func (s *Sale) Admit(i uint64, w meter.Weight) bool {
 		s.served += w.Bytes
 	}
 	return ok
+}
+
+// Covers tells whether block i would be admitted now.
+func (s *Sale) Covers(i uint64, w meter.Weight) bool {
+	st := s.State()
+	return st.Admit(i, w)
 }
 
 // Advance takes what passed from credit that runs by the clock, and tells whether

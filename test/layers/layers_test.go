@@ -75,9 +75,9 @@ var dependencies = map[string][]string{
 	"golang.org/x/sys":                          {"storage/durable", "storage/vault", "sensors", "sensors/host", "sensors/gpio", "protocol/secretstream", "cmd/edge"},
 	"github.com/eclipse/paho.mqtt.golang":       {"sensors/mqtt", "monitor"},
 	"github.com/warthog618/go-gpiocdev":         {"sensors/gpio"},
-	"github.com/mochi-mqtt/server/v2":           {}, // tests and the demonstration only
+	"github.com/mochi-mqtt/server/v2":           {"test/demo"}, // and tests
 	"rsc.io/qr":                                 {"cmd/edge"},
-	"periph.io/x/conn/v3":                       {"sensors/bme280", "sensors/bme280/chip", "cmd/edge"},
+	"periph.io/x/conn/v3":                       {"sensors/bme280", "sensors/bme280/chip", "cmd/edge", "test/demo"},
 	"periph.io/x/devices/v3":                    {"sensors/bme280"},
 	"periph.io/x/host/v3":                       {"sensors/bme280"},
 	"github.com/rogpeppe/go-internal":           {}, // tests only
