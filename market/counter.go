@@ -93,7 +93,8 @@ func (s *session) order(r dazaar.InvoiceRequest, answer func(dazaar.Invoice) err
 	if st := s.sale.State(); st.Owned && l.price.Unit == meter.Once {
 		return refuse(dazaar.CodeChargeLimit, "it is paid already, for good")
 	}
-	if st := s.sale.State(); !st.Begun && !s.o.stranger(s.conn.RemoteAddr()) {
+	known := s.sale.State().Begun
+	if !known && !s.o.stranger(s.conn.RemoteAddr()) {
 		return refuse(dazaar.CodeBusy, "too many invoices for strangers of this network: try again in a minute")
 	}
 	if err := s.sign(); err != nil {
@@ -102,7 +103,7 @@ func (s *session) order(r dazaar.InvoiceRequest, answer func(dazaar.Invoice) err
 	s.invoice = true
 	o := cashier.Order{
 		Offer: s.o.cfg.Name, Buyer: s.buyer, Msat: msat, Price: l.price, History: l.history, Card: l.card.Version, Terms: l.hash,
-		Description: Description(s.o.key(), s.buyer),
+		Description: Description(s.o.key(), s.buyer), Known: known,
 	}
 	ok := s.o.spawn(func(ctx context.Context) {
 		row, err := s.o.cfg.Cashier.Invoice(ctx, o)

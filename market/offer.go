@@ -86,8 +86,9 @@ type Offer struct {
 	cfg OfferConfig
 	log *slog.Logger
 	id  [32]byte // of this process
-	// replaceAfter is that constant, but for tests.
+	// replaceAfter is that constant, and admission the usual, but for tests.
 	replaceAfter time.Duration
+	admission    secretstream.ListenConfig
 	current      atomic.Pointer[listing]
 	ctx          context.Context // of what spawn runs
 	cancel       context.CancelFunc
@@ -247,7 +248,9 @@ func (o *Offer) Listen(address string) (net.Addr, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := secretstream.Listen(ln, secretstream.ListenConfig{Config: secretstream.Config{Static: o.cfg.Key}})
+	cfg := o.admission
+	cfg.Static = o.cfg.Key
+	l := secretstream.Listen(ln, cfg)
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.closed {

@@ -281,6 +281,8 @@ func TestStrangers(t *testing.T) {
 	t.Logf("10,000 strangers in %v: %d admitted, %d refused, %d shook hands, 0 bytes of data; memory %+d KiB", took.Round(time.Second), admitted, refused, in, growth)
 }
 
+var unauthorised = flag.Int("unauthorised", 1500, "how many buyers without a right to anything come")
+
 var quiet = flag.Bool("quiet", false, "nothing else runs on this machine: hold to the budget of CPU itself")
 
 // TestStrangersCost measures what a stranger costs the seller, above what the

@@ -343,3 +343,115 @@ func TestNew(t *testing.T) {
 		t.Error("a device without sensors")
 	}
 }
+
+// testStream is a broker's: it says things, and hears what became of them.
+type testStream struct {
+	in     chan sensors.Event
+	closed atomic.Bool
+}
+
+func (s *testStream) Stream(ctx context.Context, emit func(sensors.Event)) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case e := <-s.in:
+			if e.Readings == nil {
+				return sensors.ErrGone
+			}
+			emit(e)
+		}
+	}
+}
+
+func (s *testStream) Close() error { s.closed.Store(true); return nil }
+
+// TestStreamAcknowledged: who sent a reading hears of it when it is durable and not
+// before; at ten who wait there is a commit at once; when it fails, it is a gap.
+func TestStreamAcknowledged(t *testing.T) {
+	r := newRig(t)
+	s := &testStream{in: make(chan sensors.Event)}
+	var err error
+	if r.log, err = feed.Open(feed.Config{
+		FS: r.disk, Dir: "/log", MaxSize: 64 << 16, SegmentSize: 1 << 16, Name: "air", Keys: feedtest.Keys{}, Sales: &r.sales,
+		Now: func() block.Stamp { return stamp(r.clock.Now()) }, CommitEvery: time.Hour, CommitBytes: 1 << 20,
+	}); err != nil {
+		t.Fatal(err)
+	}
+	r.dev, err = New(Config{Feed: r.log, Clock: r.clock, Pack: time.Hour, Sensors: []Sensor{{Name: "m", Stream: s}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- r.dev.Run(ctx) }()
+	heard := make(chan error, 100)
+	say := func(n float64) {
+		s.in <- sensors.Event{Readings: []sensors.Reading{{Name: "v", Value: n}}, Done: func(err error) {
+			if err == nil && !durable(r.log, n) {
+				err = errors.New("it is not durable")
+			}
+			heard <- err
+		}}
+	}
+	for i := range 9 {
+		say(float64(i))
+	}
+	if len(heard) > 0 {
+		t.Error("acknowledged before the pack's time, with nine that wait")
+	}
+	say(9)
+	for range 10 {
+		if err := <-heard; err != nil {
+			t.Fatal(err)
+		}
+	}
+	say(10)
+	s.in <- sensors.Event{} // the broker is gone, and comes back
+	say(11)
+	cancel()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := <-heard; err != nil {
+			t.Error(err)
+		}
+	}
+	gaps := 0
+	h := r.log.Head()
+	for i := h.First; i < h.Length; i++ {
+		data, _, err := r.log.Get(i)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, n, err := block.SenMLJSON.Parse(data); err == nil && n != nil && n.Kind == block.GapEntry && n.Cause == CauseSensor {
+			gaps++
+		}
+	}
+	if gaps != 1 || !s.closed.Load() {
+		t.Errorf("%d gaps", gaps)
+	}
+	if err := r.log.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// durable tells whether a reading is in the committed log.
+func durable(l *feed.Log, v float64) bool {
+	h := l.Head()
+	for i := h.First; i < h.Length; i++ {
+		data, _, err := l.Get(i)
+		if err != nil {
+			return false
+		}
+		if p, _, err := block.SenMLJSON.Parse(data); err == nil && p != nil {
+			for _, r := range p.Readings {
+				if r.Value.Float == v {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}

@@ -41,6 +41,8 @@ const (
 	// maxOpen is how many unpaid invoices a buyer has, maxTotal how many there are.
 	maxOpen  = 3
 	maxTotal = 500
+	// maxKnown is how many more there may be for buyers who paid before.
+	maxKnown = 500
 	// maxExpired is how many that nobody paid are kept in the ledger.
 	maxExpired = 1000
 	// MinMsat and MaxMsat bound an invoice: 1 to 1,000,000 satoshi.
@@ -78,6 +80,8 @@ type Order struct {
 	Card        uint64
 	Terms       *jcs.Hex32
 	Description string
+	// Known: this buyer paid before.
+	Known bool
 }
 
 // Cashier has invoices made and watches them. All methods are safe for concurrent
@@ -194,7 +198,11 @@ func (c *Cashier) reserve(o Order, now time.Time) (ledger.Row, bool, error) {
 	if mine >= maxOpen {
 		return ledger.Row{}, false, fmt.Errorf("%w: %d invoices are unpaid; pay one of them, or wait until they are over", ErrLimit, mine)
 	}
-	if len(c.open)+len(c.asking) >= maxTotal {
+	limit := maxTotal
+	if o.Known {
+		limit += maxKnown
+	}
+	if len(c.open)+len(c.asking) >= limit {
 		return ledger.Row{}, false, fmt.Errorf("%w: %d invoices of all buyers are unpaid", ErrLimit, len(c.open))
 	}
 	c.asking[o.Buyer]++

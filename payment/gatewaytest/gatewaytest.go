@@ -106,6 +106,18 @@ func Run(t *testing.T, g payment.Gateway, p Payer) {
 	})
 	t.Run("paid", func(t *testing.T) {
 		events := watch(t, g, "")
+		// When watching began shows with the first event.
+		for began := false; !began; {
+			_, text := create(t, 1000)
+			if _, err := p.Pay(text, 0); err != nil {
+				t.Fatal(err)
+			}
+			select {
+			case <-events:
+				began = true
+			case <-time.After(100 * time.Millisecond):
+			}
+		}
 		v, text := create(t, 5000)
 		preimage, err := p.Pay(text, 0)
 		if err != nil || sha256.Sum256(preimage[:]) != v.Hash {
