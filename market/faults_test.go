@@ -485,3 +485,24 @@ func TestPlaces(t *testing.T) {
 	}
 	rich.paper.check(t, 0, 5, 50)
 }
+
+// TestLateFollower: a buyer that opens the feed's channel late, after its stack
+// rejected the seller's open, is served all the same: stock peers do that.
+func TestLateFollower(t *testing.T) {
+	x := newTill(t, func(l *Listing) { l.Card.Payment = nil })
+	x.sense(5)
+	c, err := call(x.address, x.offer.key(), buyerKey(1), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.m.Close()
+	feed := next[dazaar.OneTimeFeed](t, c).Key
+	next[dazaar.Valid](t, c)
+	time.Sleep(50 * time.Millisecond) // the seller's open is there, and rejected
+	c.grab(feed, 0, 5)
+	for deadline := time.Now().Add(5 * time.Second); c.blocks.Load() < 5; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d blocks", c.blocks.Load())
+		}
+	}
+}

@@ -320,7 +320,7 @@ func (c *Client) carded(signed []byte) error {
 	if err != nil {
 		return err
 	}
-	if c.card != nil && x.Version == c.card.Version && string(signed) != string(c.purse.Card()) {
+	if c.card != nil && x.Version == c.card.Version && x.Sig != c.card.Sig {
 		return fmt.Errorf("%w: version %d was another one before", card.ErrCard, x.Version)
 	}
 	if err := c.purse.SetCard(signed); err != nil {
