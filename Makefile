@@ -17,7 +17,9 @@ race:
 	$(GO) test -race ./storage -crashpoints 500
 	$(GO) test -race ./feed -crashpoints 500 -kills 5 -skip TestYears
 	$(GO) test -race ./protocol/replicate -schedules 150
-	$(GO) test -race ./market/... -skip 'Strangers|Memory'
+	$(GO) test -race ./market -skip 'Strangers|Memory' -unauthorised 200
+	$(GO) test -race ./market/archive ./market/card ./market/device ./market/purse ./market/rows
+	$(GO) test -race ./payment/... ./monitor ./protocol/bucket
 	$(GO) test -race ./sensors/... ./configs ./protocol/noise ./protocol/secretstream ./protocol/mux ./protocol/dazaar
 
 # Stock npm peers, pinned, in both directions; make deps installs them.
@@ -25,10 +27,15 @@ interop:
 	$(GO) test ./protocol/compact ./feed/merkle -run 'Vectors|Random' -count 1
 	$(GO) test -tags interop ./test/interop -count 1 -timeout 20m
 
-# The real binary on the real file system: killed, damaged, moved, repaired.
+# The real binary: on the real file system, killed, damaged, moved, repaired; with
+# mosquitto; on an emulated ARM board whose power is cut. As root; installs what it needs.
 e2e:
 	$(GO) test ./cmd/edge -count 1
 	$(GO) test ./feed -run 'TestKill' -count 1 -v
+	command -v mosquitto >/dev/null || { apt-get -qq update && apt-get -qq install -y --no-install-recommends mosquitto; }
+	$(GO) test -tags e2e ./test/broker -count 1 -v
+	test/board/prepare.sh
+	$(GO) test -tags e2e ./test/board -count 1 -v -timeout 20m
 
 bench:
 	$(GO) test ./feed -run xxx -bench 'Append|DeviceBytes|Proof|Open|RSS' -benchtime 2s -timeout 60m
@@ -44,6 +51,7 @@ lint:
 	$(GO) vet ./...
 	GOOS=linux GOARCH=arm GOARM=6 $(GO) vet ./...
 	$(GO) vet -tags interop ./test/interop
+	$(GO) vet -tags e2e ./test/broker ./test/board
 	$(GO) test -count 1 ./test/layers
 
 # Before 1.27 the Go tool may fail when the time is up, "context deadline exceeded",

@@ -72,7 +72,9 @@ func New(cfg Config) *Monitor {
 		default:
 		}
 	})
-	o.SetConnectionLostHandler(func(_ paho.Client, err error) { m.log.Warn("monitoring: the connection to the broker broke", "error", err) })
+	o.SetConnectionLostHandler(func(_ paho.Client, err error) {
+		m.log.Warn("monitoring: the connection to the broker broke", "error", err)
+	})
 	m.paho = paho.NewClient(o)
 	m.paho.Connect()
 	m.wg.Go(m.run)

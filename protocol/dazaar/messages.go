@@ -94,8 +94,8 @@ type Valid struct {
 	// PaidMsat is what was ever credited, a decimal number: it tells a buyer that a
 	// payment arrived. Ours; others may not say it.
 	PaidMsat string `json:"paidMsat,omitempty"`
-	First      uint64 `json:"first"`
-	Length     uint64 `json:"length"`
+	First    uint64 `json:"first"`
+	Length   uint64 `json:"length"`
 }
 
 // Codes of Invalid, and of an Invoice that is none.
