@@ -17,7 +17,7 @@ race:
 	$(GO) test -race ./storage -crashpoints 500
 	$(GO) test -race ./feed -crashpoints 500 -kills 5 -skip TestYears
 	$(GO) test -race ./protocol/replicate -schedules 150
-	$(GO) test -race ./market -skip 'Strangers|Memory' -unauthorised 200
+	$(GO) test -race ./market -short -skip 'Strangers|Memory' -unauthorised 200
 	$(GO) test -race ./market/archive ./market/card ./market/device ./market/purse ./market/rows
 	$(GO) test -race ./payment/... ./monitor ./protocol/bucket
 	$(GO) test -race ./sensors/... ./configs ./protocol/noise ./protocol/secretstream ./protocol/mux ./protocol/dazaar

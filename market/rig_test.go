@@ -56,6 +56,8 @@ type shop struct {
 	address string
 	fsys    durable.FS // nil is the real one
 	n       int        // blocks that were appended
+	offers  int        // that were opened
+	seller  [32]byte
 }
 
 func newShop(t testing.TB, config func(*OfferConfig)) *shop {
@@ -100,7 +102,9 @@ func (s *shop) open() {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	s.address = addr.String()
+	if s.offers++; s.offers == 1 {
+		s.address, s.seller = addr.String(), s.offer.key() // they stay: buyers look at them
+	}
 }
 
 func (s *shop) close() {
@@ -261,7 +265,7 @@ func (c *customer) buy(ctx context.Context, s *shop, follow bool) error {
 		return err
 	}
 	cfg := ClientConfig{
-		Seller: s.offer.key(), Address: s.address, Archive: a, Purse: p, Output: c.paper, Follow: follow, Log: testLog(),
+		Seller: s.seller, Address: s.address, Archive: a, Purse: p, Output: c.paper, Follow: follow, Log: testLog(),
 	}
 	if c.config != nil {
 		c.config(&cfg)

@@ -30,7 +30,8 @@ type packer struct {
 	packed  []func(error)
 	lost    *span // packs that were dropped, behind flying and before waiting
 	failing bool
-	hurried bool // what is submitted next is to be committed at once
+	// hurrying: what is submitted is being committed at once.
+	hurrying bool
 }
 
 // errDropped says that the card took nothing for so long that readings were dropped.
@@ -55,6 +56,18 @@ type flight struct {
 
 // hurryAt is how many acknowledgements may wait for a commit.
 const hurryAt = 10
+
+// hurry has everything committed now, if enough wait to hear of it: not while that is
+// being done, or the card takes nothing, since each reading would be a block.
+func (p *packer) hurry() {
+	if p.acks < hurryAt || p.hurrying || p.failing {
+		return
+	}
+	p.finish()
+	p.fly()
+	p.d.cfg.Feed.Hurry()
+	p.hurrying = len(p.flying) > 0
+}
 
 // tell tells those of a parcel what became of it.
 func (p *packer) tell(x parcel, err error) {
@@ -150,6 +163,7 @@ func (p *packer) loop(done <-chan struct{}) {
 	defer tick.Stop()
 	for {
 		p.submit()
+		p.hurry()
 		select {
 		case s := <-p.d.samples:
 			p.sample(s)
@@ -209,12 +223,6 @@ func (p *packer) sample(s sample) {
 		p.packed = append(p.packed, s.done)
 		p.acks++
 	}
-	defer func() {
-		if p.acks >= hurryAt && len(p.packed) > 0 {
-			p.finish()
-			p.hurried = true
-		}
-	}()
 	for _, r := range s.readings {
 		v, err := Value(r.Value)
 		if err != nil {
@@ -281,6 +289,7 @@ func (p *packer) submit() {
 		}
 		p.flying = p.flying[1:]
 		p.failing = false
+		p.hurrying = p.hurrying && len(p.flying) > 0
 	}
 	p.fly()
 }
@@ -309,10 +318,6 @@ func (p *packer) fly() {
 	}
 	var err error
 	if f.ticket, err = p.w.Submit(blocks...); err == nil {
-		if p.hurried {
-			p.d.cfg.Feed.Hurry()
-			p.hurried = false
-		}
 		p.flying = append(p.flying, f)
 		p.waiting, p.lost = nil, nil
 		return
@@ -352,7 +357,7 @@ func (p *packer) again(err error) {
 		}
 		back = append(back, parcels...)
 	}
-	p.flying = nil
+	p.flying, p.hurrying = nil, false
 	p.w.Reset()
 	p.lost = p.lost.join(lost)
 	p.waiting = append(back, p.waiting...)
