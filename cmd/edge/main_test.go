@@ -36,6 +36,9 @@ func TestScripts(t *testing.T) {
 			"complete":           complete,
 			"buy-unread":         buyUnread,
 			"hangup-edge":        hangupEdge,
+			"now-plus":           nowPlus,
+			"later-than":         laterThan,
+			"secret":             secret,
 			"buyer-of":           buyerOf,
 			"lines":              countLines,
 		},
@@ -203,6 +206,65 @@ func hangupEdge(ts *testscript.TestScript, _ bool, _ []string) {
 	r := v.(*running)
 	ts.Check(r.cmd.Process.Signal(syscall.SIGHUP))
 	r.stderr.wait(ts, "prices, terms and descriptions are those of the configuration now")
+}
+
+// now-plus DURATION sets NOW to that time, and waits for it.
+func nowPlus(ts *testscript.TestScript, _ bool, args []string) {
+	d, err := time.ParseDuration(args[0])
+	ts.Check(err)
+	ts.Setenv("NOW", time.Now().Add(d).UTC().Format(time.RFC3339))
+	time.Sleep(d) // it is a time that something is sold from on
+}
+
+// later-than FILE TIME checks that all readings in a file were sensed at that time or
+// later, and that there are some.
+func laterThan(ts *testscript.TestScript, _ bool, args []string) {
+	from, err := time.Parse(time.RFC3339, args[1])
+	ts.Check(err)
+	n := 0
+	for line := range strings.Lines(ts.ReadFile(args[0])) {
+		var l struct{ Time *time.Time }
+		ts.Check(json.Unmarshal([]byte(line), &l))
+		if l.Time != nil && l.Time.Before(from) {
+			ts.Fatalf("%s is before %s", line, args[1])
+		}
+		if l.Time != nil {
+			n++
+		}
+	}
+	if n == 0 {
+		ts.Fatalf("no readings")
+	}
+}
+
+// secret VAULT checks that what is in the vault was not said by edge run.
+func secret(ts *testscript.TestScript, _ bool, args []string) {
+	v, _ := started.Load(ts)
+	said := v.(*running).stderr.String()
+	var vault map[string]any
+	ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[0])), &vault))
+	looked := 0
+	var look func(v any)
+	look = func(v any) {
+		switch v := v.(type) {
+		case map[string]any:
+			for _, x := range v {
+				look(x)
+			}
+		case string:
+			if len(v) < 32 {
+				return
+			}
+			looked++
+			if strings.Contains(said, v) {
+				ts.Fatalf("edge run said what is in %s", args[0])
+			}
+		}
+	}
+	look(vault)
+	if looked == 0 {
+		ts.Fatalf("nothing in %s is as long as a secret", args[0])
+	}
 }
 
 // buyer-of FEED sets BUYER to the buyer that paid most.
