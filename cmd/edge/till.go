@@ -98,8 +98,9 @@ func (t *till) close() (err error) {
 	if t.cashier != nil {
 		t.cashier.Close()
 	}
+	err = t.books.Tick() // what was bought by the clock ran until now
 	if t.server != nil {
-		err = t.server.Close()
+		err = errors.Join(err, t.server.Close())
 		<-t.served
 	}
 	return err
