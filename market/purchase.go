@@ -76,6 +76,8 @@ func (c *Client) money(v *visit) error {
 	b := &c.buying
 	now := time.Now()
 	switch {
+	case c.why != nil:
+		return c.why // the connection is about to end
 	case b.paying:
 		return nil
 	case b.paid != nil:
@@ -193,7 +195,6 @@ func (c *Client) invoiced(v *visit, x dazaar.Invoice) error {
 		}
 		return outputError(err)
 	}
-	b.blocks = c.blocks() + 1
 	c.pay(v, purse.Receipt{State: purse.Doubt, Invoice: x, Msat: b.msat}, false)
 	return nil
 }
@@ -244,7 +245,7 @@ func (c *Client) check(x dazaar.Invoice, msat uint64, now time.Time) error {
 func (c *Client) pay(v *visit, r purse.Receipt, doubt bool) {
 	c.buying.paying, c.buying.since = true, time.Now()
 	c.log.Info("paying", "msat", r.Msat, "hash", r.Invoice.Hash)
-	rises := c.buying.rises
+	rises, blocks := c.buying.rises, c.blocks()
 	v.wg.Go(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), payTime)
 		defer cancel()
@@ -266,6 +267,7 @@ func (c *Client) pay(v *visit, r purse.Receipt, doubt bool) {
 		default:
 			r.Preimage = (*jcs.Hex32)(&preimage)
 			err = outputError(c.purse.Done(r.Invoice.Hash, preimage))
+			b.blocks = blocks + 1
 		}
 		if err != nil {
 			c.why = err
