@@ -112,6 +112,17 @@ func TestWallet(t *testing.T) {
 	if again, err := w.Pay(ctx, text); err != nil || again != preimage { // its answer may have got lost
 		t.Error(err)
 	}
+	// A payment whose second half was cut off is finished, not refused.
+	half, halfText, err := n.Create(ctx, payment.Request{Msat: 1000, Description: "x", Expiry: time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.Accept(halfText, 0); err != nil {
+		t.Fatal(err)
+	}
+	if preimage, err := w.Pay(ctx, halfText); err != nil || sha256.Sum256(preimage[:]) != half.Hash {
+		t.Error(err)
+	}
 	_, foreign, err := other.Create(ctx, payment.Request{Msat: 1000, Description: "x", Expiry: time.Minute})
 	if err != nil {
 		t.Fatal(err)

@@ -61,6 +61,9 @@ func (n *Node) paid(request string) (preimage [32]byte, err error) {
 		return preimage, err
 	}
 	st, err := n.Lookup(context.Background(), v.Hash)
+	if err == nil && st.State == payment.Accepted {
+		return n.Settle(v.Hash) // the power was cut between the two halves
+	}
 	if err == nil && st.Preimage == nil {
 		err = errPaid
 	}
