@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"io"
 	"log/slog"
+	"net"
+	"sync"
 	"testing"
 	"time"
 
@@ -40,64 +42,109 @@ func house(t *testing.T) (*broker.Server, string, chan said) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return s, "tcp://" + l.Address(), heard
+	return s, l.Address(), heard
 }
 
-func next(t *testing.T, heard chan said, topic string) said {
+// line carries connections to a broker.
+type line struct {
+	net.Listener
+	mu    sync.Mutex
+	conns []net.Conn
+}
+
+func newLine(t *testing.T, address, to string) *line {
+	t.Helper()
+	ln, err := net.Listen("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ln.Close() })
+	l := &line{Listener: ln}
+	go func() {
+		for {
+			here, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			there, err := net.Dial("tcp", to)
+			if err != nil {
+				here.Close()
+				continue
+			}
+			l.mu.Lock()
+			l.conns = append(l.conns, here, there)
+			l.mu.Unlock()
+			go func() { io.Copy(there, here); there.Close() }()
+			go func() { io.Copy(here, there); here.Close() }()
+		}
+	}()
+	return l
+}
+
+// cut breaks what it carries.
+func (l *line) cut() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, c := range l.conns {
+		c.Close()
+	}
+	l.conns = nil
+}
+
+// until reads on to what is said of the topic, and where payload is not empty, to that.
+func until(t *testing.T, heard chan said, topic, payload string) said {
 	t.Helper()
 	for timeout := time.After(10 * time.Second); ; {
 		select {
 		case x := <-heard:
-			if x.topic == topic {
+			if x.topic == topic && (payload == "" || x.payload == payload) {
 				return x
 			}
 		case <-timeout:
-			t.Fatal("nothing is said of ", topic)
+			t.Fatalf("%q is not said of %s", payload, topic)
 		}
 	}
 }
 
-// TestMonitor: online and health at once, health again and again, offline when it is
-// closed, and when it is cut off.
+// TestMonitor: online and health at once and again and again, offline when it is closed
+// and when it is cut off, online again when the last will comes late.
 func TestMonitor(t *testing.T) {
+	const availability = "edge/1234/availability"
 	s, address, heard := house(t)
+	line := newLine(t, "127.0.0.1:0", address)
 	start := func() *Monitor {
-		return New(Config{Broker: address, Prefix: "edge", ID: "1234", Every: 20 * time.Millisecond, Health: func() any { return map[string]int{"readings": 7} }})
+		return New(Config{Broker: "tcp://" + line.Addr().String(), Prefix: "edge", ID: "1234", Every: 20 * time.Millisecond, Health: func() any { return map[string]int{"readings": 7} }})
 	}
 	m := start()
-	if x := next(t, heard, "edge/1234/availability"); x.payload != "online" {
+	if x := until(t, heard, availability, ""); x.payload != "online" {
 		t.Errorf("%+v", x)
 	}
 	for range 3 {
 		var h struct{ Readings int }
-		if x := next(t, heard, "edge/1234/health"); json.Unmarshal([]byte(x.payload), &h) != nil || h.Readings != 7 {
+		if x := until(t, heard, "edge/1234/health", ""); json.Unmarshal([]byte(x.payload), &h) != nil || h.Readings != 7 {
 			t.Errorf("%+v", x)
 		}
 	}
 	if err := m.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if x := next(t, heard, "edge/1234/availability"); x.payload != "offline" {
-		t.Errorf("%+v", x)
-	}
+	until(t, heard, availability, "offline")
 	m = start()
-	next(t, heard, "edge/1234/availability")
-	c, ok := s.Clients.Get("1234-monitor")
-	if !ok {
-		t.Fatal("it is not there")
+	until(t, heard, availability, "online")
+	line.Close() // as when the power is cut: it cannot come back at once
+	line.cut()
+	until(t, heard, availability, "offline")
+	line = newLine(t, line.Addr().String(), address)
+	until(t, heard, availability, "online") // it comes back by itself
+	if err := s.Publish(availability, []byte("offline"), true, 1); err != nil {
+		t.Fatal(err)
 	}
-	c.Net.Conn.Close() // as when the power is cut
-	if x := next(t, heard, "edge/1234/availability"); x.payload != "offline" {
-		t.Errorf("the last will is %+v", x)
-	}
-	// It comes back by itself.
-	if x := next(t, heard, "edge/1234/availability"); x.payload != "online" {
-		t.Errorf("%+v", x)
-	}
+	until(t, heard, availability, "offline")
+	until(t, heard, availability, "online")
 	if err := m.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if kept := s.Topics.Messages("edge/1234/availability"); len(kept) != 1 || string(kept[0].Payload) != "offline" {
+	if kept := s.Topics.Messages(availability); len(kept) != 1 || string(kept[0].Payload) != "offline" {
 		t.Errorf("%+v is retained", kept)
 	}
 }
