@@ -19,8 +19,6 @@ import (
 	"dazaar-edge/payment"
 	"dazaar-edge/protocol/dazaar"
 	"dazaar-edge/protocol/jcs"
-	"dazaar-edge/protocol/mux"
-	"dazaar-edge/protocol/noise"
 	"dazaar-edge/protocol/replicate"
 	"dazaar-edge/protocol/secretstream"
 )
@@ -63,14 +61,17 @@ type Output interface {
 	Resume(at int64, mark string) error
 }
 
-// ClientConfig says what to buy. Seller, Address, Archive, Purse and Output are
+// ClientConfig says what to buy. Seller, Addresses, Archive, Purse and Output are
 // required.
 type ClientConfig struct {
-	Seller  [32]byte
-	Address string // TCP, host:port
-	Archive *archive.Archive
-	Purse   *purse.Purse
-	Output  Output
+	Seller [32]byte
+	// Addresses are where the seller may be, TCP, host:port, the best first. The first
+	// that leads to the seller is used; one who follows looks for a better one from time
+	// to time, and moves there without losing or repeating anything.
+	Addresses []string
+	Archive   *archive.Archive
+	Purse     *purse.Purse
+	Output    Output
 	// Card is the seller's, if it is known beforehand; [Buy] keeps it.
 	Card []byte
 	// From is the first block that is wanted, if nothing was had yet; it may be
@@ -121,23 +122,32 @@ type Client struct {
 	wanted uint64        // where one who does not follow is done
 	why    error         // what the seller said, or what is wrong
 	given  bool          // the seller said which feed, on this connection
-	card   *card.Card    // nil until it is known
-	terms  *jcs.Hex32    // those of the seller that were accepted; nil if none were
+	// current is the visit that counts; moving tells that another may take over.
+	current *visit
+	moving  bool
+	card    *card.Card // nil until it is known
+	terms   *jcs.Hex32 // those of the seller that were accepted; nil if none were
 	// declined: there are some, and they were not.
 	declined bool
 	buying   purchase
 	before   uint64 // blocks of buyers before this one
 	purse    *purse.Purse
 
-	saved    archive.State // owned by the goroutine of Run, like all below
-	seen     replicate.BuyerStats
-	news     time.Time // when something came last
-	patience time.Duration
+	wg        sync.WaitGroup // connections, attempts at them, and wallets at work
+	patience  time.Duration  // constant, like lookEvery
+	lookEvery time.Duration
+
+	saved archive.State // owned by the goroutine of Run, like all below
+	seen  replicate.BuyerStats
+	news  time.Time // when something came last
 }
 
 // NewClient returns a client.
 func NewClient(cfg ClientConfig) (*Client, error) {
-	c := &Client{cfg: cfg, log: cfg.Log, patience: patience, purse: cfg.Purse}
+	c := &Client{cfg: cfg, log: cfg.Log, patience: patience, lookEvery: lookEvery, purse: cfg.Purse}
+	if len(cfg.Addresses) == 0 {
+		return nil, errors.New("market: where is the seller?")
+	}
 	if c.cfg.Dialer == nil {
 		c.cfg.Dialer = &net.Dialer{}
 	}
@@ -213,78 +223,86 @@ func fatal(err error) bool {
 	}, func(e error) bool { return errors.Is(err, e) })
 }
 
-// connect follows the feed on one connection.
+// connect follows the feed on one connection, or several of which each takes over from
+// the one before.
 func (c *Client) connect(ctx context.Context) error {
-	raw, err := c.cfg.Dialer.DialContext(ctx, "tcp", c.cfg.Address)
+	p, err := c.reach(ctx, c.cfg.Addresses)
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrUnreachable, err)
-	}
-	conn, err := secretstream.Client(ctx, raw, secretstream.Config{
-		Pattern: noise.XX, Static: c.cfg.Archive.Key(), Remote: c.cfg.Seller, MaxMessage: replicate.MaxMessage,
-	})
-	if errors.Is(err, secretstream.ErrIdentity) {
-		return fmt.Errorf("%w: at %s is another offer than the one that is wanted", err, c.cfg.Address)
-	} else if err != nil {
-		return fmt.Errorf("%w: %w", ErrUnreachable, err)
-	}
-	c.mu.Lock()
-	c.why, c.given, c.valid, c.terms = nil, false, nil, nil
-	c.buying.asked, c.buying.need, c.declined = 0, false, false
-	c.mu.Unlock()
-	c.news = time.Now()
-	v := &visit{c: c, conn: conn}
-	v.mux = mux.New(conn, mux.Config{Accept: v.accept, MaxChannels: 8})
-	if v.ch, err = dazaar.OpenBuyer(v.mux, c.cfg.Seller, c.cfg.Agent, (*visitor)(v)); err != nil {
-		conn.Close()
 		return err
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- v.mux.Run() }()
-	tick := time.NewTicker(saveEvery)
-	defer tick.Stop()
+	c.mu.Lock()
+	v, err := c.visit(p, nil)
+	if err == nil {
+		c.enter(v)
+	}
+	c.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	c.news = time.Now()
+	save := time.NewTicker(saveEvery)
+	defer save.Stop()
 	every := pollEvery
 	if c.cfg.Follow {
 		every = saveEvery / 5
 	}
 	poll := time.NewTicker(every)
 	defer poll.Stop()
-	end := func(err error) error {
-		v.mux.Close()
-		<-ended
-		v.wg.Wait()
-		return err
-	}
+	seeking, cancel := context.WithCancel(ctx)
+	m := newMover(c)
+	defer func() {
+		cancel()
+		m.stop(v)
+	}()
 	for {
+		v = m.settle(v)
 		select {
-		case err := <-ended:
-			v.wg.Wait()
-			c.mu.Lock()
-			defer c.mu.Unlock()
-			if c.why != nil {
-				err = c.why
+		case err := <-v.ended:
+			if next := m.instead(); next != nil {
+				v = next
+				continue
 			}
-			return err
+			return c.because(err)
+		case err := <-m.ended:
+			if m.settle(v) != v {
+				return c.because(err) // it had just taken over
+			}
+			m.gone(err)
+		case p := <-m.found:
+			m.try(p, v)
+		case <-m.look.C:
+			m.seek(seeking, v)
 		case <-ctx.Done():
-			return end(ctx.Err())
-		case <-tick.C:
+			return ctx.Err()
+		case <-save.C:
 			if err := c.save(); err != nil {
-				return end(err)
+				return err
 			}
 			if silent := c.silent(); silent > c.patience {
-				return end(fmt.Errorf("%w: it has said nothing of use for %v", ErrUnreachable, silent.Round(time.Second)))
+				return fmt.Errorf("%w: it has said nothing of use for %v", ErrUnreachable, silent.Round(time.Second))
 			}
 		case <-poll.C:
 			if !c.cfg.Follow && c.complete() {
-				return end(nil)
+				return nil
 			}
 			c.mu.Lock()
-			err := c.money(v)
+			err := c.money(c.current)
 			c.mu.Unlock()
 			if err != nil {
-				return end(err)
+				return err
 			}
 		}
 	}
+}
+
+// because returns why a connection ended with err: what the seller said, if it did.
+func (c *Client) because(err error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.why != nil {
+		return c.why
+	}
+	return err
 }
 
 // sink is an Output whose errors are known as such.

@@ -29,6 +29,7 @@ func (h *handler) Opened(hs dazaar.Handshake) error {
 	s.o.log.Debug("caller", "key", s.name(), "from", s.conn.RemoteAddr(), "agent", fmt.Sprintf("%.40q", hs.Agent))
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.leaves = hs.HandOver
 	return s.begin()
 }
 

@@ -270,7 +270,7 @@ func buyDay(t *testing.T, log *feed.Log) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := Buy(context.Background(), t.TempDir(), ClientConfig{Seller: o.key(), Address: addr.String(), Output: w}); err != nil {
+	if err := Buy(context.Background(), t.TempDir(), ClientConfig{Seller: o.key(), Addresses: []string{addr.String()}, Output: w}); err != nil {
 		t.Fatal(err)
 	}
 	return out.String()

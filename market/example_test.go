@@ -41,7 +41,7 @@ func ExampleBuy() {
 		return
 	}
 	err = market.Buy(context.Background(), filepath.Join(dir, "buyer"), market.ClientConfig{
-		Seller: seller, Address: address, Output: out,
+		Seller: seller, Addresses: []string{address}, Output: out,
 		// What costs something needs a Wallet and a Budget.
 	})
 	if err := errors.Join(err, out.Close()); err != nil {

@@ -119,6 +119,10 @@ func (c *caller) hear(v any) {
 
 // call connects to a shop.
 func call(address string, seller [32]byte, key ed25519.PrivateKey, from net.IP) (*caller, error) {
+	return callWith(address, seller, key, from, dazaar.Handshake{Agent: "test"})
+}
+
+func callWith(address string, seller [32]byte, key ed25519.PrivateKey, from net.IP, hs dazaar.Handshake) (*caller, error) {
 	d := net.Dialer{Timeout: 5 * time.Second}
 	if from != nil {
 		d.LocalAddr = &net.TCPAddr{IP: from}
@@ -135,7 +139,7 @@ func call(address string, seller [32]byte, key ed25519.PrivateKey, from net.IP) 
 	}
 	c := &caller{c: conn, heard: make(chan any, 64), feed: make(chan merkle.Hash, 1)}
 	c.m = mux.New(conn, mux.Config{MaxChannels: 8})
-	if c.ch, err = dazaar.OpenBuyer(c.m, seller, "test", c); err != nil {
+	if c.ch, err = dazaar.OpenBuyer(c.m, seller, hs, c); err != nil {
 		conn.Close()
 		return nil, err
 	}

@@ -434,7 +434,7 @@ func TestSilentSeller(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer a.Close()
-	c, err := NewClient(ClientConfig{Seller: [32]byte(key(1)[32:]), Address: ln.Addr().String(), Archive: a, Purse: testPurse(t), Output: newPaper()})
+	c, err := NewClient(ClientConfig{Seller: [32]byte(key(1)[32:]), Addresses: []string{ln.Addr().String()}, Archive: a, Purse: testPurse(t), Output: newPaper()})
 	if err != nil {
 		t.Fatal(err)
 	}

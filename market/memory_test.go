@@ -34,7 +34,7 @@ func newCrowd(t *testing.T, address string, n int, from uint64, pace func()) *cr
 			t.Fatal(err)
 		}
 		client, err := NewClient(ClientConfig{
-			Seller: [32]byte(key(1)[32:]), Address: address, Archive: a, Purse: testPurse(t), Output: &member{c: c, pace: pace}, From: from, Follow: true,
+			Seller: [32]byte(key(1)[32:]), Addresses: []string{address}, Archive: a, Purse: testPurse(t), Output: &member{c: c, pace: pace}, From: from, Follow: true,
 			Dialer: &net.Dialer{LocalAddr: &net.TCPAddr{IP: anywhere(i)}},
 		})
 		if err != nil {

@@ -375,7 +375,8 @@ func (o *Offer) each(all bool, f func(*session)) {
 }
 
 // claim makes s the session of its buyer. It returns the one that it replaces,
-// if any, or false if it must not.
+// if any, or false if it must not: it comes too soon, and its buyer did not say that it
+// leaves that one for it.
 func (o *Offer) claim(s *session) (old *session, ok bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -385,7 +386,7 @@ func (o *Offer) claim(s *session) (old *session, ok bool) {
 		return nil, false
 	case old == s:
 		return nil, true
-	case old != nil && time.Since(old.since) < o.replaceAfter && old.conn.Err() == nil:
+	case old != nil && time.Since(old.since) < o.replaceAfter && old.conn.Err() == nil && old.conn.HandshakeHash() != s.leaves:
 		return nil, false
 	case old == nil && len(o.buyers) >= o.cfg.Buyers:
 		// One whose credit has ended, or who tries, makes place for one who paid.

@@ -78,6 +78,8 @@ func (c *Client) money(v *visit) error {
 	switch {
 	case c.why != nil:
 		return c.why // the connection is about to end
+	case c.moving:
+		return nil
 	case b.paying:
 		return nil
 	case b.paid != nil:
@@ -163,10 +165,11 @@ func (c *Client) blocks() uint64 {
 	return c.before + c.buyer.Stats().Blocks + 1
 }
 
-// invoiced takes the answer to a request.
+// busy tells whether an invoice or a payment is on its way.
+func (p *purchase) busy() bool { return p.asked != 0 || p.paying || p.paid != nil }
+
+// invoiced takes the answer to a request. mu is held.
 func (c *Client) invoiced(v *visit, x dazaar.Invoice) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	b := &c.buying
 	if b.asked == 0 || x.ID != b.asked {
 		return nil // nobody asked for it
@@ -212,10 +215,6 @@ func (c *Client) check(x dazaar.Invoice, msat uint64, now time.Time) error {
 	}
 	description := Description(c.cfg.Seller, buyer)
 	hash := sha256.Sum256([]byte(description))
-	var terms *jcs.Hex32
-	if c.terms != nil {
-		terms = c.terms
-	}
 	switch {
 	case c.card.Payee == "":
 		return errors.New("the card does not say who is paid")
@@ -235,7 +234,7 @@ func (c *Client) check(x dazaar.Invoice, msat uint64, now time.Time) error {
 		return fmt.Errorf("it was made at %v, which is to come: is this clock right?", v.Time.UTC().Format(time.RFC3339))
 	case x.Card != c.card.Version:
 		return fmt.Errorf("it is for version %d of the card, and %d is the newest", x.Card, c.card.Version)
-	case (x.Terms == nil) != (terms == nil) || terms != nil && *x.Terms != *terms:
+	case !x.Terms.Same(c.terms):
 		return errors.New("it is under other terms than those that were accepted")
 	}
 	return nil
@@ -246,7 +245,7 @@ func (c *Client) pay(v *visit, r purse.Receipt, doubt bool) {
 	c.buying.paying, c.buying.since = true, time.Now()
 	c.log.Info("paying", "msat", r.Msat, "hash", r.Invoice.Hash)
 	rises, blocks := c.buying.rises, c.blocks()
-	v.wg.Go(func() {
+	c.wg.Go(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), payTime)
 		defer cancel()
 		preimage, err := c.cfg.Wallet.Pay(ctx, r.Invoice.Request)
@@ -310,10 +309,8 @@ func (c *Client) credited(x dazaar.Valid) {
 	b.credit = credit
 }
 
-// carded takes a card.
+// carded takes a card. mu is held.
 func (c *Client) carded(signed []byte) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	seen := uint64(0)
 	if c.card != nil {
 		seen = c.card.Version
@@ -332,10 +329,8 @@ func (c *Client) carded(signed []byte) error {
 	return nil
 }
 
-// termed takes the terms of use, and accepts them if that is wanted.
+// termed takes the terms of use, and accepts them if that is wanted. mu is held.
 func (c *Client) termed(v *visit, text string) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	hash := jcs.Hex32(sha256.Sum256([]byte(text)))
 	if c.card == nil || c.card.Terms == nil || c.card.Terms.SHA256 != fmt.Sprintf("%x", hash) {
 		return fmt.Errorf("%w: the terms of use are not those of the card", ErrRefused)

@@ -247,6 +247,8 @@ type customer struct {
 	a     *archive.Archive
 	// config changes what is asked for.
 	config func(*ClientConfig)
+	// change changes the client.
+	change func(*Client)
 }
 
 func newCustomer(t testing.TB) *customer {
@@ -265,7 +267,7 @@ func (c *customer) buy(ctx context.Context, s *shop, follow bool) error {
 		return err
 	}
 	cfg := ClientConfig{
-		Seller: s.seller, Address: s.address, Archive: a, Purse: p, Output: c.paper, Follow: follow, Log: testLog(),
+		Seller: s.seller, Addresses: []string{s.address}, Archive: a, Purse: p, Output: c.paper, Follow: follow, Log: testLog(),
 	}
 	if c.config != nil {
 		c.config(&cfg)
@@ -274,11 +276,16 @@ func (c *customer) buy(ctx context.Context, s *shop, follow bool) error {
 	if err != nil {
 		return err
 	}
+	if c.change != nil {
+		c.change(client)
+	}
 	return client.Run(ctx)
 }
 
 // key returns who the customer is.
-func (c *customer) key() [32]byte {
+func (c *customer) key() [32]byte { return [32]byte(c.private()[ed25519.SeedSize:]) }
+
+func (c *customer) private() ed25519.PrivateKey {
 	b, err := os.ReadFile(filepath.Join(c.dir, "buyer.key"))
 	if err != nil {
 		c.t.Fatal(err)
@@ -287,7 +294,7 @@ func (c *customer) key() [32]byte {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	return [32]byte(ed25519.NewKeyFromSeed(seed)[ed25519.SeedSize:])
+	return ed25519.NewKeyFromSeed(seed)
 }
 
 // start runs a client that follows until stop is called, which returns why it

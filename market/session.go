@@ -14,7 +14,6 @@ import (
 	"dazaar-edge/payment/meter"
 	"dazaar-edge/protocol/bucket"
 	"dazaar-edge/protocol/dazaar"
-	"dazaar-edge/protocol/jcs"
 	"dazaar-edge/protocol/mux"
 	"dazaar-edge/protocol/replicate"
 	"dazaar-edge/protocol/replicate/message"
@@ -39,6 +38,8 @@ type session struct {
 	trying atomic.Bool // it has a trial, and paid nothing
 	// refused is the block for which dry was set.
 	refused atomic.Pointer[refusal]
+
+	leaves [64]byte // the handshake hash of the connection that its buyer leaves for it; constant once the channel is open
 
 	mu     sync.Mutex
 	ch     *dazaar.Seller // guarded by mu, like all below
@@ -381,15 +382,13 @@ func (s *session) relist(was, l *listing) {
 	case l.free != (s.sale == nil):
 		s.refuse(dazaar.CodeClosing, "the offer has changed: come again")
 	default:
-		s.agreed = sameHash(was.hash, l.hash) && s.agreed || l.hash == nil
+		s.agreed = was.hash.Same(l.hash) && s.agreed || l.hash == nil
 		s.ch.Card(l.signed) //nolint:errcheck // the connection ends
 		if l.terms != "" {
 			s.ch.Terms(l.terms) //nolint:errcheck // as above
 		}
 	}
 }
-
-func sameHash(a, b *jcs.Hex32) bool { return a == b || a != nil && b != nil && *a == *b }
 
 // wake pauses a session whose meter let nothing pass.
 func (s *session) wake() {

@@ -410,7 +410,7 @@ func speed(t *testing.T, r report, d time.Duration) float64 {
 			t.Fatal(err)
 		}
 		out := &tally{}
-		c, err := NewClient(ClientConfig{Seller: [32]byte(key[32:]), Address: r.Address, Archive: a, Purse: testPurse(t), Output: out})
+		c, err := NewClient(ClientConfig{Seller: [32]byte(key[32:]), Addresses: []string{r.Address}, Archive: a, Purse: testPurse(t), Output: out})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -2,7 +2,6 @@ package market
 
 import (
 	"fmt"
-	"sync"
 	"time"
 
 	"dazaar-edge/feed/merkle"
@@ -10,23 +9,27 @@ import (
 	"dazaar-edge/protocol/mux"
 	"dazaar-edge/protocol/replicate"
 	"dazaar-edge/protocol/replicate/message"
-	"dazaar-edge/protocol/secretstream"
 )
 
-// visit is one connection with the seller.
+// visit is one connection with the seller. What another one hears than that which
+// counts, the client's current, is nothing to the client.
 type visit struct {
-	wg   sync.WaitGroup // what the wallet does meanwhile
-	c    *Client
-	conn *secretstream.Conn
-	mux  *mux.Mux
-	ch   *dazaar.Buyer
+	path
+	c     *Client
+	mux   *mux.Mux
+	ch    *dazaar.Buyer
+	ended chan error // that of Run; room for it
+	since time.Time
+
+	seller [32]byte // the process; guarded by the client's mu, like all below
+	old    *visit   // the one that it takes over from, until it serves
 }
 
 // accept takes the feed's channel when the seller opens it.
 func (v *visit) accept(protocol string, id []byte) bool {
 	v.c.mu.Lock()
 	defer v.c.mu.Unlock()
-	if v.c.buyer == nil || protocol != message.Protocol {
+	if v.c.buyer == nil || protocol != message.Protocol || v.c.current != v {
 		return false
 	}
 	if want := merkle.DiscoveryKey(v.c.feed.Key); string(id) == string(want[:]) {
@@ -40,18 +43,47 @@ func (v *visit) attach() error {
 	return v.c.buyer.Attach(replicate.Session{Mux: v.mux, HandshakeHash: v.conn.HandshakeHash(), Initiator: true})
 }
 
+// part ends the visit that v took over from. The client's mu is held.
+func (v *visit) part() {
+	if v.old != nil {
+		v.old.mux.Close()
+		v.old = nil
+	}
+}
+
 // visitor is a visit as the dazaar channel sees it.
 type visitor visit
 
-// Opened implements dazaar.BuyerHandler.
-func (h *visitor) Opened(dazaar.Handshake) error {
-	h.c.mu.Lock()
-	defer h.c.mu.Unlock()
-	return h.c.resume((*visit)(h))
+// counts calls f if the visit is the one that counts.
+func (h *visitor) counts(f func(v *visit, c *Client) error) error {
+	v := (*visit)(h)
+	v.c.mu.Lock()
+	defer v.c.mu.Unlock()
+	if v.c.current != v {
+		return nil
+	}
+	return f(v, v.c)
 }
 
-// SellerID implements dazaar.BuyerHandler.
-func (h *visitor) SellerID([32]byte) error { return nil }
+// Opened implements dazaar.BuyerHandler.
+func (h *visitor) Opened(dazaar.Handshake) error {
+	return h.counts(func(v *visit, c *Client) error { return c.resume(v) })
+}
+
+// SellerID implements dazaar.BuyerHandler: by it two paths to one process are known.
+func (h *visitor) SellerID(id [32]byte) error {
+	v, c := (*visit)(h), h.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	v.seller = id
+	if v.old != nil && c.current == v.old {
+		if id != v.old.seller {
+			return fmt.Errorf("%w: it is another process than the one that serves", ErrBusy)
+		}
+		c.enter(v)
+	}
+	return nil
+}
 
 // OneTimeFeed implements dazaar.BuyerHandler: it follows the feed.
 func (h *visitor) OneTimeFeed(f dazaar.OneTimeFeed) error {
@@ -59,29 +91,29 @@ func (h *visitor) OneTimeFeed(f dazaar.OneTimeFeed) error {
 	if err := f.Verify(c.cfg.Seller, [32]byte(c.cfg.Archive.Key()[32:])); err != nil {
 		return err
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.buyer == nil && !c.cfg.FromTime.IsZero() {
-		c.feed = f
-		return v.ch.FindTime(dazaar.FindTime{ID: 1, Time: c.cfg.FromTime.UTC().Format(time.RFC3339Nano)})
-	}
-	return v.follow(f)
+	return h.counts(func(*visit, *Client) error {
+		v.part()
+		if c.buyer == nil && !c.cfg.FromTime.IsZero() {
+			c.feed = f
+			return v.ch.FindTime(dazaar.FindTime{ID: 1, Time: c.cfg.FromTime.UTC().Format(time.RFC3339Nano)})
+		}
+		return v.follow(f)
+	})
 }
 
 // FoundTime implements dazaar.BuyerHandler: the block before shows whether it is
 // right.
 func (h *visitor) FoundTime(t dazaar.FoundTime) error {
-	v, c := (*visit)(h), h.c
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.buyer != nil || c.cfg.FromTime.IsZero() || t.ID != 1 {
-		return nil
-	}
-	c.cfg.From = t.Index
-	if t.Index > 0 {
-		c.cfg.From--
-	}
-	return v.follow(c.feed)
+	return h.counts(func(v *visit, c *Client) error {
+		if c.buyer != nil || c.cfg.FromTime.IsZero() || t.ID != 1 {
+			return nil
+		}
+		c.cfg.From = t.Index
+		if t.Index > 0 {
+			c.cfg.From--
+		}
+		return v.follow(c.feed)
+	})
 }
 
 // follow follows a feed that is the buyer's. The client's mu is held.
@@ -115,38 +147,42 @@ func (v *visit) follow(f dazaar.OneTimeFeed) error {
 
 // Valid implements dazaar.BuyerHandler.
 func (h *visitor) Valid(x dazaar.Valid) error {
-	h.c.mu.Lock()
-	defer h.c.mu.Unlock()
-	if h.c.valid == nil {
-		h.c.wanted = x.Length
-	}
-	h.c.valid = &x
-	h.c.credited(x)
-	return nil
+	return h.counts(func(_ *visit, c *Client) error {
+		if c.valid == nil {
+			c.wanted = x.Length
+		}
+		c.valid = &x
+		c.credited(x)
+		return nil
+	})
 }
 
 // Invalid implements dazaar.BuyerHandler.
 func (h *visitor) Invalid(x dazaar.Invalid) error {
-	h.c.mu.Lock()
-	defer h.c.mu.Unlock()
-	why := ErrRefused
-	switch x.Code {
-	case dazaar.CodePaymentRequired, dazaar.CodeCreditEnded:
-		h.c.buying.need = true
-		h.c.why = h.c.money((*visit)(h))
-		return h.c.why
-	case dazaar.CodeTerms:
-		if h.c.terms != nil && h.c.purse.Accepted(*h.c.terms) {
-			return nil // it crossed with ours
+	return h.counts(func(v *visit, c *Client) error {
+		v.part()
+		why := ErrRefused
+		switch x.Code {
+		case dazaar.CodePaymentRequired, dazaar.CodeCreditEnded:
+			c.buying.need = true
+			c.why = c.money(v)
+			return c.why
+		case dazaar.CodeTerms:
+			if c.terms != nil && c.purse.Accepted(*c.terms) {
+				return nil // it crossed with ours
+			}
+			why = ErrTerms
+		case dazaar.CodeReplaced:
+			if c.moving {
+				return nil // by ourselves, most likely; else that fails, too
+			}
+			why = ErrReplaced
+		case dazaar.CodeBusy, dazaar.CodeClosing:
+			why = ErrBusy // it is worth trying again
 		}
-		why = ErrTerms
-	case dazaar.CodeReplaced:
-		why = ErrReplaced
-	case dazaar.CodeBusy, dazaar.CodeClosing:
-		why = ErrBusy // it is worth trying again
-	}
-	h.c.why = fmt.Errorf("%w: %s: %q", why, x.Code, x.Error)
-	return h.c.why
+		c.why = fmt.Errorf("%w: %s: %q", why, x.Code, x.Error)
+		return c.why
+	})
 }
 
 // Closed implements dazaar.BuyerHandler: without it nothing can come.
@@ -155,13 +191,19 @@ func (h *visitor) Closed(err error) {
 }
 
 // Card implements dazaar.BuyerHandler.
-func (h *visitor) Card(signed []byte) error { return h.c.carded(signed) }
+func (h *visitor) Card(signed []byte) error {
+	return h.counts(func(_ *visit, c *Client) error { return c.carded(signed) })
+}
 
 // Terms implements dazaar.BuyerHandler.
-func (h *visitor) Terms(text []byte) error { return h.c.termed((*visit)(h), string(text)) }
+func (h *visitor) Terms(text []byte) error {
+	return h.counts(func(v *visit, c *Client) error { return c.termed(v, string(text)) })
+}
 
 // Invoice implements dazaar.BuyerHandler.
-func (h *visitor) Invoice(x dazaar.Invoice) error { return h.c.invoiced((*visit)(h), x) }
+func (h *visitor) Invoice(x dazaar.Invoice) error {
+	return h.counts(func(v *visit, c *Client) error { return c.invoiced(v, x) })
+}
 
 // UserMessage implements dazaar.BuyerHandler: there is nothing that it would say.
 func (h *visitor) UserMessage(dazaar.UserMessage) error { return nil }
@@ -169,10 +211,10 @@ func (h *visitor) UserMessage(dazaar.UserMessage) error { return nil }
 // Burned implements dazaar.BuyerHandler: what is signed with this buyer's key, or
 // was, proves nothing any more, and the owner should know.
 func (h *visitor) Burned(b dazaar.Burned) error {
-	h.c.mu.Lock()
-	defer h.c.mu.Unlock()
-	if h.c.buyer != nil && merkle.Hash(b.FeedKey) == h.c.feed.Key && b.Verify() == nil {
-		h.c.log.Warn("the seller burned the key of this feed: what was received proves nothing to others any more", "feed", b.FeedKey)
-	}
-	return nil
+	return h.counts(func(_ *visit, c *Client) error {
+		if c.buyer != nil && merkle.Hash(b.FeedKey) == c.feed.Key && b.Verify() == nil {
+			c.log.Warn("the seller burned the key of this feed: what was received proves nothing to others any more", "feed", b.FeedKey)
+		}
+		return nil
+	})
 }

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -22,11 +23,11 @@ import (
 	"dazaar-edge/storage/durable"
 )
 
-const buyArgs = "CARD --seller HOST:PORT [--follow] [--from TIME|INDEX|end] [--wallet URL --max-sats N] [--out FILE] [--state DIR] …"
+const buyArgs = "CARD --seller HOST:PORT[,…] [--follow] [--from TIME|INDEX|end] [--wallet URL --max-sats N] [--out FILE] [--state DIR] …"
 
 func buyCommand(p *program, ctx context.Context, args []string) (err error) {
 	f := p.flags("buy", buyArgs)
-	seller := f.String("seller", "", "where the seller is: HOST:PORT")
+	seller := f.String("seller", "", "where the seller is: HOST:PORT, or several with commas between them, the best first: one who follows moves to a better one when it answers")
 	follow := f.Bool("follow", false, "go on with what is appended, until stopped")
 	from := f.String("from", "0", "what to begin with: a time like 2026-11-20T12:00:00Z, a block's index, or \"end\" for what comes from now on; where there is a state it is not looked at")
 	wallet := f.String("wallet", "", "who pays: the URL of a test wallet, as edge run prints it")
@@ -41,7 +42,7 @@ func buyCommand(p *program, ctx context.Context, args []string) (err error) {
 	if err != nil {
 		return err
 	}
-	cfg := market.ClientConfig{Address: *seller, Follow: *follow, Agent: agent(), Budget: *sats * 1000, Step: *step}
+	cfg := market.ClientConfig{Addresses: strings.Split(*seller, ","), Follow: *follow, Agent: agent(), Budget: *sats * 1000, Step: *step}
 	if cfg.Seller, cfg.Card, err = findCard(ctx, rest[0]); err != nil {
 		if errors.Is(err, errNoCard) {
 			return p.usage(f.Usage, "%v", err)
@@ -49,7 +50,7 @@ func buyCommand(p *program, ctx context.Context, args []string) (err error) {
 		return err
 	}
 	switch {
-	case *seller == "":
+	case *seller == "" || slices.Contains(cfg.Addresses, ""):
 		return p.usage(f.Usage, "where is the seller? --seller HOST:PORT")
 	case *format != "ndjson" && *format != "raw":
 		return p.usage(f.Usage, "--format %q: ndjson or raw", *format)

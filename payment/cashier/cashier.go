@@ -190,7 +190,7 @@ func (c *Cashier) reserve(o Order, now time.Time) (ledger.Row, bool, error) {
 			continue
 		}
 		mine++
-		if r.Offer == o.Offer && r.Msat == o.Msat && r.Price == o.Price && r.History == o.History && r.Card == o.Card && sameHash(r.Terms, o.Terms) &&
+		if r.Offer == o.Offer && r.Msat == o.Msat && r.Price == o.Price && r.History == o.History && r.Card == o.Card && r.Terms.Same(o.Terms) &&
 			r.Expires.Sub(now) > reuseFor {
 			return r, true, nil
 		}
@@ -209,7 +209,6 @@ func (c *Cashier) reserve(o Order, now time.Time) (ledger.Row, bool, error) {
 	return ledger.Row{}, false, nil
 }
 
-func sameHash(a, b *jcs.Hex32) bool { return a == b || a != nil && b != nil && *a == *b }
 
 func (c *Cashier) unreserve(buyer [32]byte) {
 	c.mu.Lock()

@@ -4,9 +4,9 @@
 // # Wire
 //
 // Protomux channel, protocol dazaar/2, id the seller key, opened with uint
-// version, uint features, string agent. The seller knows the buyer by the static
-// key of the connection, the buyer the seller by its. The messages, by type, from
-// the seller (S) or the buyer (B):
+// version, uint features, string agent, and with [FeatureHandOver] a fixed64. The
+// seller knows the buyer by the static key of the connection, the buyer the seller by
+// its. The messages, by type, from the seller (S) or the buyer (B):
 //
 //	 0 S seller-id        fixed32, new for each process
 //	 1 S terms-of-use     string
@@ -118,10 +118,9 @@ type BuyerHandler interface {
 // channel is what both ends can do.
 type channel struct{ ch *mux.Channel }
 
-func open(m *mux.Mux, seller [32]byte, agent string, h mux.Handler) (channel, error) {
-	ch, err := m.Open(mux.ChannelConfig{
-		Protocol: Protocol, ID: seller[:], Handshake: Handshake{Version: Version, Agent: agent}.Append(nil), Handler: h,
-	})
+func open(m *mux.Mux, seller [32]byte, hs Handshake, h mux.Handler) (channel, error) {
+	hs.Version = Version
+	ch, err := m.Open(mux.ChannelConfig{Protocol: Protocol, ID: seller[:], Handshake: hs.Append(nil), Handler: h})
 	return channel{ch}, err
 }
 
@@ -145,7 +144,7 @@ type Seller struct{ channel }
 
 // OpenSeller opens the channel of the offer with this key.
 func OpenSeller(m *mux.Mux, seller [32]byte, agent string, h SellerHandler) (*Seller, error) {
-	c, err := open(m, seller, agent, sellerHandler{h})
+	c, err := open(m, seller, Handshake{Agent: agent}, sellerHandler{h})
 	if err != nil {
 		return nil, err
 	}
@@ -187,9 +186,9 @@ func (c *Seller) Burned(b Burned) error { return c.json(typeBurned, b) }
 // use; none waits.
 type Buyer struct{ channel }
 
-// OpenBuyer opens the channel of the offer with this key.
-func OpenBuyer(m *mux.Mux, seller [32]byte, agent string, h BuyerHandler) (*Buyer, error) {
-	c, err := open(m, seller, agent, buyerHandler{h})
+// OpenBuyer opens the channel of the offer with this key. The version of hs is ours.
+func OpenBuyer(m *mux.Mux, seller [32]byte, hs Handshake, h BuyerHandler) (*Buyer, error) {
+	c, err := open(m, seller, hs, buyerHandler{h})
 	if err != nil {
 		return nil, err
 	}

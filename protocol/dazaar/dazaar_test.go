@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net"
 	"reflect"
+	"strings"
 	"sync"
 	"testing"
 
@@ -52,13 +53,22 @@ func TestOneTimeFeed(t *testing.T) {
 }
 
 func TestHandshake(t *testing.T) {
-	h := Handshake{Version: 2, Features: 5, Agent: "edge"}
-	b := h.Append(nil)
-	if hex.EncodeToString(b) != "02050465646765" {
-		t.Errorf("%x", b)
-	}
-	if got, _, err := ParseHandshake(b); err != nil || got != h {
-		t.Error(got, err)
+	for want, h := range map[string]Handshake{
+		"02040465646765": {Version: 2, Features: 4, Agent: "edge"},
+		"02050465646765" + strings.Repeat("07", 64): {Version: 2, Features: 4 | FeatureHandOver, Agent: "edge", HandOver: [64]byte(bytes.Repeat([]byte{7}, 64))},
+	} {
+		b := h.Append(nil)
+		if hex.EncodeToString(b) != want {
+			t.Errorf("%x", b)
+		}
+		if got, rest, err := ParseHandshake(append(b, 9)); err != nil || got != h || len(rest) != 1 {
+			t.Error(got, rest, err)
+		}
+		for i := range b {
+			if _, _, err := ParseHandshake(b[:i]); !errors.Is(err, compact.ErrShort) {
+				t.Errorf("%d bytes: %v", i, err)
+			}
+		}
 	}
 }
 
@@ -202,7 +212,7 @@ func TestMessages(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	y, err := OpenBuyer(mb, public(key(1)), "buyer", buys)
+	y, err := OpenBuyer(mb, public(key(1)), Handshake{Agent: "buyer"}, buys)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -231,13 +241,13 @@ func TestMessages(t *testing.T) {
 		}
 	}
 	want := []any{
-		Handshake{2, 0, "seller"}, [32]byte{6}, `card {"a":1}`, "terms be kind", feed, valid, Invalid{"no", CodeTerms}, invoice, FoundTime{1, 2}, burned, note,
+		Handshake{Version: 2, Agent: "seller"}, [32]byte{6}, `card {"a":1}`, "terms be kind", feed, valid, Invalid{"no", CodeTerms}, invoice, FoundTime{1, 2}, burned, note,
 	}
 	if got := buys.wait(len(want)); !reflect.DeepEqual(got, want) {
 		t.Errorf("the buyer heard\n%+v\nnot\n%+v", got, want)
 	}
 	want = []any{
-		Handshake{2, 0, "buyer"}, accept, InvoiceRequest{ID: 1, Units: "3"}, Receipt{invoice, jcs.Hex32{9}}, FindTime{1, "2026-01-01T00:00:00Z"}, note,
+		Handshake{Version: 2, Agent: "buyer"}, accept, InvoiceRequest{ID: 1, Units: "3"}, Receipt{invoice, jcs.Hex32{9}}, FindTime{1, "2026-01-01T00:00:00Z"}, note,
 	}
 	if got := sells.wait(len(want)); !reflect.DeepEqual(got, want) {
 		t.Errorf("the seller heard\n%+v\nnot\n%+v", got, want)

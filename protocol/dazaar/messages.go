@@ -11,15 +11,27 @@ import (
 	"dazaar-edge/protocol/jcs"
 )
 
+// FeatureHandOver is the bit of Handshake.Features that says that HandOver follows.
+const FeatureHandOver = 1
+
 // Handshake opens a channel.
 type Handshake struct {
 	Version, Features uint64
 	Agent             string
+	// HandOver is the Noise handshake hash of the connection that the buyer leaves for
+	// this one: only who has that one knows it, so that it is not for a second machine
+	// with the same key. It is zero without FeatureHandOver.
+	HandOver [64]byte
 }
 
-// Append appends uint version, uint features, string agent.
+// Append appends uint version, uint features, string agent, and with FeatureHandOver a
+// fixed64.
 func (h Handshake) Append(b []byte) []byte {
-	return compact.AppendString(compact.AppendUint(compact.AppendUint(b, h.Version), h.Features), h.Agent)
+	b = compact.AppendString(compact.AppendUint(compact.AppendUint(b, h.Version), h.Features), h.Agent)
+	if h.Features&FeatureHandOver != 0 {
+		b = append(b, h.HandOver[:]...)
+	}
+	return b
 }
 
 // ParseHandshake takes a handshake off b.
@@ -28,6 +40,9 @@ func ParseHandshake(b []byte) (h Handshake, rest []byte, err error) {
 		return h, nil, err
 	}
 	h.Agent, rest, err = compact.ParseString(rest)
+	if err == nil && h.Features&FeatureHandOver != 0 {
+		h.HandOver, rest, err = compact.ParseFixed64(rest)
+	}
 	return h, rest, err
 }
 

@@ -14,6 +14,9 @@ func (h Hex32) MarshalText() ([]byte, error) { return hex.AppendEncode(nil, h[:]
 // UnmarshalText implements [encoding.TextUnmarshaler].
 func (h *Hex32) UnmarshalText(b []byte) error { return decodeHex(h[:], b) }
 
+// Same tells whether both are nil, or the same bytes.
+func (h *Hex32) Same(o *Hex32) bool { return h == o || h != nil && o != nil && *h == *o }
+
 // Hex64 is 64 bytes that are hex in JSON.
 type Hex64 [64]byte
 

@@ -1,0 +1,103 @@
+package market
+
+import (
+	"fmt"
+	"net"
+	"testing"
+	"time"
+
+	"dazaar-edge/market/card"
+	"dazaar-edge/payment/ledger"
+	"dazaar-edge/protocol/dazaar"
+)
+
+// paths returns n addresses of a shop, the worst last: at that one it sells already.
+func (s *shop) paths(n int) (addresses []string) {
+	s.t.Helper()
+	_, port, err := net.SplitHostPort(s.address)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for k := n; k > 0; k-- {
+		addresses = append(addresses, fmt.Sprintf("127.0.0.%d:%s", k, port))
+	}
+	return addresses
+}
+
+// serves waits until a buyer is served at an address.
+func (s *shop) serves(buyer [32]byte, address string) {
+	s.t.Helper()
+	for until := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		s.offer.mu.Lock()
+		x := s.offer.buyers[buyer]
+		s.offer.mu.Unlock()
+		if x != nil && x.from.Addr().String() == address {
+			return
+		}
+		if time.Now().After(until) {
+			s.t.Fatalf("the buyer is not served at %s", address)
+		}
+	}
+}
+
+// TestHandOver: a buyer that pays moves from one address to the next better one, again
+// and again, much faster than others may replace one another. It gets each block once, in
+// order, and what it got is what it paid for.
+func TestHandOver(t *testing.T) {
+	x := newTill(t, func(l *Listing) { l.Card.History = &card.History{All: true} })
+	addresses := x.paths(8)
+	c := x.rich(1000)
+	config := c.config
+	c.config = func(cfg *ClientConfig) { config(cfg); cfg.Addresses = addresses }
+	c.change = func(c *Client) { c.lookEvery = 5 * time.Millisecond }
+	x.offer.mu.Lock()
+	x.offer.replaceAfter = time.Hour
+	x.offer.mu.Unlock()
+	x.sense(30)
+	stop := c.start(x.shop)
+	c.paper.wait(30)
+	n := 30
+	for k := len(addresses) - 1; ; k-- {
+		x.serves(c.key(), addresses[k])
+		x.sense(27)
+		if k == 0 {
+			break
+		}
+		if _, err := x.offer.Listen(addresses[k-1]); err != nil {
+			t.Fatal(err)
+		}
+		n += 27
+	}
+	n += 27
+	c.paper.wait(n)
+	// Another machine with this key does not know which connection it would leave.
+	thief, err := callWith(addresses[0], x.offer.key(), c.private(), nil, dazaar.Handshake{Features: dazaar.FeatureHandOver, HandOver: [64]byte{1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v := next[dazaar.Invalid](t, thief); v.Code != dazaar.CodeBusy {
+		t.Errorf("%+v", v)
+	}
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	c.paper.check(t, 0, n, 50)
+	var paid uint64
+	err = x.books.Rows(func(r ledger.Row, _ error) bool { paid += r.Paid; return true })
+	if err != nil {
+		t.Fatal(err)
+	}
+	sale, err := x.books.Sale("shop", c.key())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sale.Close()
+	st := sale.State()
+	left := uint64(0)
+	for _, l := range st.Lots {
+		left += l.Units()
+	}
+	if paid/100 != uint64(n)+left {
+		t.Errorf("%d msat were paid for %d readings, and %d are left", paid, n, left)
+	}
+}
