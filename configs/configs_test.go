@@ -84,7 +84,7 @@ func TestErrors(t *testing.T) {
 		{"feeds: [{name: a, price: free, trial: 60s, sensors: [{name: s, driver: sim}]}]", "trial: of what is free anyway"},
 		{"feeds: [{name: a, terms: terms.txt, sensors: [{name: s, driver: sim}]}]", "terms: is for a feed that is sold"},
 		{pay + "feeds: [{name: a, price: free, terms: no-such.txt, sensors: [{name: s, driver: sim}]}]", "terms: is the name of a text file"},
-		{"payment: [{gateway: lnd}]\n" + head, `payment[0].gateway: "lnd" is unknown: so far there is devnet`},
+		{"payment: [{gateway: lnd}]\n" + head, `payment[0].gateway: "lnd" is unknown: there is devnet`},
 		{"device: {clock: maybe}\n" + head, `device.clock: "maybe" is unknown`},
 		{"device: {place: {lat: \"91\", lon: \"0\"}}\n" + head, `device.place.lat: "91" is not a number of degrees`},
 		{"feeds: [{name: a, sensors: [{name: s, driver: mqtt, topic: x}]}]", "needs a broker: add mqtt:"},

@@ -45,9 +45,9 @@ func (r *reader) payment(in *raw, c *Config) {
 		switch g.Gateway {
 		case "devnet":
 		case "":
-			r.fail(path, "has no gateway: which wallet is paid? so far devnet, the test wallet")
+			r.fail(path, "has no gateway: which wallet is paid? devnet is the test wallet")
 		default:
-			r.fail(path+".gateway", "%q is unknown: so far there is devnet, the test wallet, whose money is worth nothing", g.Gateway)
+			r.fail(path+".gateway", "%q is unknown: there is devnet, the test wallet, whose money is worth nothing", g.Gateway)
 		}
 		if i > 0 {
 			r.fail(path, "one test wallet is enough")

@@ -61,7 +61,7 @@ const (
 	// replaceAfter is how long a session of a buyer's key stays at least when a
 	// new one comes.
 	replaceAfter = 5 * time.Second
-	// noteClock is how often the ledger's clock is noted.
+	// noteClock is how often the ledger's clock is noted at least.
 	noteClock = time.Hour
 	// commitServed is after how many bytes served the meters are made durable, if
 	// that does not happen with the log's commits.
@@ -77,8 +77,8 @@ const (
 // Invoices for buyers of a network who never paid.
 const invoicesPerSecond, invoicesBurst = 0.1, 20
 
-// maxStrangers is how many connections without a sale there may be; then the
-// oldest makes place.
+// maxStrangers is how many connections without a feed there may be; then the idlest
+// makes place.
 const maxStrangers = 64
 
 // Offer sells feeds of one log. All methods are safe for concurrent use.
@@ -90,8 +90,6 @@ type Offer struct {
 	replaceAfter time.Duration
 	admission    secretstream.ListenConfig
 	current      atomic.Pointer[listing]
-	ctx          context.Context // of what spawn runs
-	cancel       context.CancelFunc
 	served       atomic.Int64  // bytes since the meters were to be made durable
 	wake         chan struct{} // one token: a session, or a payment, waits for watch
 	stop         chan struct{}
@@ -142,8 +140,6 @@ func NewOffer(cfg OfferConfig) (*Offer, error) {
 	if cfg.Cashier != nil {
 		cfg.Cashier.Subscribe(cfg.Name, o.paid)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	o.ctx, o.cancel = ctx, cancel
 	o.wg.Add(1)
 	go o.watch()
 	return o, nil
@@ -187,40 +183,43 @@ func (o *Offer) paid(r ledger.Row) {
 	o.poke()
 }
 
-// spawn runs f, if the offer is not closed; Close waits for it.
+// spawn runs f, if the offer is not closed; Close ends its context, and waits for it.
 func (o *Offer) spawn(f func(ctx context.Context)) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.closed {
 		return false
 	}
-	o.wg.Add(1)
-	go func() {
-		defer o.wg.Done()
-		f(o.ctx)
-	}()
+	ctx, cancel := context.WithCancel(context.Background())
+	o.wg.Go(func() {
+		select {
+		case <-o.stop:
+			cancel()
+		case <-ctx.Done():
+		}
+	})
+	o.wg.Go(func() {
+		defer cancel()
+		f(ctx)
+	})
 	return true
 }
 
 // trial tells whether one more trial may begin.
-func (o *Offer) trial(from net.Addr) bool {
-	now := time.Now()
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	pass := []*bucket.Bucket{o.trials}
-	if n := bucket.Network(from); n.IsValid() {
-		pass = append(pass, o.networks.Get(n, now))
-	}
-	return bucket.Take(now, pass...)
-}
+func (o *Offer) trial(from net.Addr) bool { return o.take(from, o.networks, o.trials) }
 
 // stranger tells whether one who never paid may have an invoice made.
-func (o *Offer) stranger(from net.Addr) bool {
+func (o *Offer) stranger(from net.Addr) bool { return o.take(from, o.invoices) }
+
+// take takes from the bucket of who is at from, and from those of all.
+func (o *Offer) take(from net.Addr, each *bucket.Networks, all ...*bucket.Bucket) bool {
 	now := time.Now()
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	n := bucket.Network(from)
-	return !n.IsValid() || bucket.Take(now, o.invoices.Get(n, now))
+	if n := bucket.Network(from); n.IsValid() {
+		all = append(all, each.Get(n, now))
+	}
+	return bucket.Take(now, all...)
 }
 
 // stay lets a session without a feed stay for a while from now on.
@@ -312,7 +311,7 @@ func (o *Offer) watch() {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	changed := o.cfg.Feed.Changed()
-	said, noted := time.Now(), time.Now()
+	said := time.Now()
 	for {
 		select {
 		case <-o.stop:
@@ -322,10 +321,7 @@ func (o *Offer) watch() {
 			if now.Sub(said) >= validEvery {
 				said = now
 				o.each(false, (*session).valid)
-			}
-			if now.Sub(noted) >= noteClock {
-				noted = now
-				if err := o.cfg.Ledger.Tick(); err != nil {
+				if err := o.cfg.Ledger.Tick(noteClock); err != nil {
 					o.log.Error("the clock of the ledger is not noted", "error", err)
 				}
 			}
@@ -391,7 +387,7 @@ func (o *Offer) claim(s *session) (old *session, ok bool) {
 	case old == nil && len(o.buyers) >= o.cfg.Buyers:
 		// One whose credit has ended, or who tries, makes place for one who paid.
 		for _, x := range o.buyers {
-			if !s.trying.Load() && (x.parked.Load() || x.trying.Load() && (old == nil || !old.parked.Load())) {
+			if !s.trying.Load() && (x.paused.Load() || x.trying.Load() && (old == nil || !old.paused.Load())) {
 				old = x
 			}
 		}
@@ -464,7 +460,6 @@ func (o *Offer) Close() error {
 	}
 	o.closed = true
 	close(o.stop)
-	o.cancel()
 	listeners := o.listeners
 	var all []*session
 	for s := range o.all {

@@ -34,7 +34,7 @@ type session struct {
 	came  time.Time
 
 	dry    atomic.Bool // the meter let a block not pass
-	parked atomic.Bool // paused is set
+	paused atomic.Bool // its credit ended; set under mu
 	trying atomic.Bool // it has a trial, and paid nothing
 	// refused is the block for which dry was set.
 	refused atomic.Pointer[refusal]
@@ -50,7 +50,6 @@ type session struct {
 	accepted *dazaar.AcceptTerms
 	feed     *feed.Feed // nil until the buyer has one
 	seller   *replicate.Seller
-	paused   bool
 	over     bool
 	asked    *bucket.Bucket // what the buyer may ask for
 	invoice  bool           // one is being made
@@ -253,7 +252,7 @@ func (s *session) sell() {
 	blocks := s.feed.Reader()
 	cfg := replicate.SellerConfig{
 		Session: replicate.Session{Mux: s.mux, HandshakeHash: s.conn.HandshakeHash(), Initiator: s.conn.Initiator()},
-		Feed:    s.feed, Blocks: blocks, Uplink: s.o.cfg.Uplink, Paused: s.paused, Ended: s.ended, Log: s.o.log,
+		Feed:    s.feed, Blocks: blocks, Uplink: s.o.cfg.Uplink, Paused: s.paused.Load(), Ended: s.ended, Log: s.o.log,
 	}
 	if s.sale != nil {
 		cfg.First = s.first()
@@ -337,7 +336,7 @@ func (s *session) tick(now time.Time) {
 		}
 	case s.trying.Load() && now.Sub(s.came) > trialStay:
 		s.refuse(dazaar.CodePaymentRequired, "a trial is not for ever: pay, or come again")
-	case s.sale != nil && !s.paused && s.sale.Advance() && s.sale.Dry():
+	case s.sale != nil && !s.paused.Load() && s.sale.Advance() && s.sale.Dry():
 		s.pause()
 	}
 }
@@ -359,11 +358,10 @@ func (s *session) sign() error {
 // pause parks what the buyer asks for, and says why. mu is held.
 func (s *session) pause() {
 	s.dry.Store(false)
-	if s.paused || s.over {
+	if s.paused.Load() || s.over {
 		return
 	}
-	s.paused = true
-	s.parked.Store(true)
+	s.paused.Store(true)
 	if s.seller != nil {
 		s.seller.Pause()
 	}
@@ -400,7 +398,7 @@ func (s *session) wake() {
 	// It may have been paid since, or be gone: then the seller says so itself.
 	if x := s.refused.Load(); s.sale != nil && x != nil && (x.gone || s.sale.Covers(x.index, x.weight)) {
 		s.dry.Store(false)
-		if s.seller != nil && !s.paused {
+		if s.seller != nil && !s.paused.Load() {
 			s.seller.Resume()
 		}
 		return
@@ -422,8 +420,7 @@ func (s *session) paid() {
 		return
 	}
 	s.dry.Store(false)
-	s.paused = false
-	s.parked.Store(false)
+	s.paused.Store(false)
 	s.trying.Store(false)
 	s.ch.Valid(s.has()) //nolint:errcheck // the connection ends
 	if s.seller != nil {

@@ -17,7 +17,6 @@ import (
 	"strings"
 	"time"
 
-	"dazaar-edge/configs"
 	"dazaar-edge/market/card"
 	"dazaar-edge/payment/ledger"
 )
@@ -36,7 +35,7 @@ func parseKey(text string) (key [32]byte, err error) {
 
 // ask sends a request to the edge run of a configuration and returns the answer.
 func ask(ctx context.Context, file, method, path string, body any) ([]byte, error) {
-	cfg, err := configs.Load(file)
+	cfg, err := loadConfig(file)
 	if err != nil {
 		return nil, err
 	}
@@ -215,7 +214,7 @@ func cardCommand(p *program, ctx context.Context, args []string) error {
 		return err
 	}
 	if *feed == "" {
-		cfg, err := configs.Load(*file)
+		cfg, err := loadConfig(*file)
 		if err != nil {
 			return err
 		}

@@ -30,11 +30,8 @@ func checkCommand(p *program, ctx context.Context, args []string) error {
 	if _, err := p.parse(f, args, 0); err != nil {
 		return err
 	}
-	cfg, err := configs.Load(*file)
+	cfg, err := loadConfig(*file)
 	if err != nil {
-		return err
-	}
-	if err := checkUnits(cfg); err != nil {
 		return err
 	}
 	c := &checker{p: p, cfg: cfg}
@@ -93,11 +90,7 @@ func (c *checker) device() {
 	if unix.Access(at, unix.W_OK) != nil {
 		c.fail("storage.path %s: you may not write there: sudo, or chown", at)
 	}
-	clock := sensors.SystemClock(0)
-	if c.cfg.Device.TrustClock {
-		clock = sensors.TrustedClock(0)
-	}
-	switch now := clock.Now(); {
+	switch now := clockOf(c.cfg, 0).Now(); {
 	case !now.Wall.IsZero():
 		c.ok("clock: %s", now.Wall.Format(time.RFC3339))
 	case c.sells():

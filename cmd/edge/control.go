@@ -32,9 +32,17 @@ type station struct {
 	offers []*offer
 	start  time.Time
 	log    *slog.Logger
+	writes pace // to disks
 
 	server *http.Server
 	served chan struct{}
+}
+
+// usage returns what the process took.
+func (st *station) usage() processUsage {
+	u := ownUsage()
+	u.PerDay = st.writes.perDay(time.Now(), u.Writes)
+	return u
 }
 
 // listen answers on the socket.
@@ -146,7 +154,7 @@ func (st *station) health() status {
 	now := st.clock.Now()
 	out := status{
 		Device: st.cfg.Device.Name, Version: version, Boot: now.Boot, Mono: now.Mono.Seconds(), Err: now.Err.Seconds(),
-		Uptime: time.Since(st.start).Seconds(), Process: ownUsage(),
+		Uptime: time.Since(st.start).Seconds(), Process: st.usage(),
 	}
 	if !now.Wall.IsZero() {
 		out.Time = &now.Wall
@@ -320,7 +328,7 @@ func (st *station) revoke(w http.ResponseWriter, r *http.Request) {
 
 // reload takes over prices, terms and descriptions of a configuration that changed.
 func (st *station) reload(file string) error {
-	cfg, err := configs.Load(file)
+	cfg, err := loadConfig(file)
 	if err != nil {
 		return err
 	}

@@ -68,11 +68,8 @@ func runCommand(p *program, ctx context.Context, args []string) error {
 	if _, err := p.parse(f, args, 0); err != nil {
 		return err
 	}
-	cfg, err := configs.Load(*file)
+	cfg, err := loadConfig(*file)
 	if err != nil {
-		return err
-	}
-	if err := checkUnits(cfg); err != nil {
 		return err
 	}
 	if cfg.Limits.Memory > 0 {
@@ -100,10 +97,7 @@ func (p *program) sample(ctx context.Context, file string, cfg *configs.Config, 
 	if err != nil {
 		return err
 	}
-	clock := sensors.SystemClock(boot)
-	if cfg.Device.TrustClock {
-		clock = sensors.TrustedClock(boot)
-	}
+	clock := clockOf(cfg, boot)
 	till, err := openTill(cfg, s, clock, logger)
 	if err != nil {
 		return err
@@ -228,7 +222,7 @@ func (p *program) announce(st *station, moved []string) error {
 	return json.NewEncoder(p.stdout).Encode(out)
 }
 
-// retainEvery is how often old segments are looked for.
+// retainEvery is how often old segments are looked for, and what was written is noted.
 const retainEvery = time.Minute
 
 // sample runs the devices, drops what is too old, and reads the configuration again
@@ -257,7 +251,8 @@ func (st *station) sample(ctx context.Context, hangup <-chan os.Signal, file str
 			} else {
 				st.log.Info("prices, terms and descriptions are those of the configuration now; what else changed waits for a restart")
 			}
-		case <-tick.C:
+		case now := <-tick.C:
+			st.writes.note(now, ownUsage().Writes)
 			for i, o := range offers {
 				if err := o.log.Retain(); err != nil {
 					retain[i] = err

@@ -104,6 +104,27 @@ func (s *sources) sensor(sc configs.Sensor) (out device.Sensor, err error) {
 	return out, err
 }
 
+// loadConfig reads a configuration, and checks what package configs leaves to the
+// sensors.
+func loadConfig(file string) (*configs.Config, error) {
+	cfg, err := configs.Load(file)
+	if err == nil {
+		err = checkUnits(cfg)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return cfg, nil
+}
+
+// clockOf returns the clock that a configuration wants, for start number boot.
+func clockOf(cfg *configs.Config, boot uint32) sensors.Clock {
+	if cfg.Device.TrustClock {
+		return sensors.TrustedClock(boot)
+	}
+	return sensors.SystemClock(boot)
+}
+
 // checkUnits checks the units that a configuration gives, and topic filters.
 func checkUnits(cfg *configs.Config) (err error) {
 	unit := func(path, u string) {

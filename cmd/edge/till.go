@@ -98,7 +98,7 @@ func (t *till) close() (err error) {
 	if t.cashier != nil {
 		t.cashier.Close()
 	}
-	err = t.books.Tick() // what was bought by the clock ran until now
+	err = t.books.Tick(0) // what was bought by the clock ran until now
 	if t.server != nil {
 		err = errors.Join(err, t.server.Close())
 		<-t.served

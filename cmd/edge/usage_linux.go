@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -13,12 +14,9 @@ type processUsage struct {
 	CPU    float64 `json:"cpu"`    // seconds
 	RSS    int64   `json:"rss"`    // bytes
 	Writes int64   `json:"writes"` // bytes that went to disks
-	// PerDay is what writes would be in a day at this pace.
+	// PerDay is what writes would be in a day at the pace of the last hour.
 	PerDay int64 `json:"writesPerDay"`
 }
-
-// began is when the process was there.
-var began = time.Now()
 
 func ownUsage() (u processUsage) {
 	var r syscall.Rusage
@@ -27,10 +25,45 @@ func ownUsage() (u processUsage) {
 	}
 	u.RSS = kernelNumber("/proc/self/status", "VmRSS:") * 1024
 	u.Writes = kernelNumber("/proc/self/io", "write_bytes:")
-	if up := time.Since(began); up > time.Minute {
-		u.PerDay = int64(float64(u.Writes) / up.Hours() * 24)
-	}
 	return u
+}
+
+// pace tells how fast a number grows. What it was at first, when files are made, does
+// not count. It is safe for concurrent use.
+type pace struct {
+	mu   sync.Mutex
+	seen []reading // one for each minute of the last hour, guarded by mu
+}
+
+type reading struct {
+	at time.Time
+	n  int64
+}
+
+// settled is how long it takes until a pace is known.
+const settled = 5 * time.Minute
+
+// note is to be called every minute.
+func (p *pace) note(now time.Time, n int64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.seen = append(p.seen, reading{now, n}); len(p.seen) > 60 {
+		p.seen = p.seen[1:]
+	}
+}
+
+// perDay returns by how much the number would grow in a day; 0 if that is not known yet.
+func (p *pace) perDay(now time.Time, n int64) int64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.seen) == 0 {
+		return 0
+	}
+	d := now.Sub(p.seen[0].at)
+	if d < settled {
+		return 0
+	}
+	return int64(float64(n-p.seen[0].n) * 24 / d.Hours())
 }
 
 // kernelNumber returns the number behind a word at the beginning of a line; 0 if

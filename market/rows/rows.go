@@ -76,11 +76,11 @@ func New(cfg Config) (w *Writer, err error) {
 }
 
 // Close frees the file. What was not synced may be lost.
-func (o *Writer) Close() error {
-	if o.file == nil {
+func (w *Writer) Close() error {
+	if w.file == nil {
 		return nil
 	}
-	return o.file.Close()
+	return w.file.Close()
 }
 
 // line is one reading; docs/json.md explains it.
@@ -96,46 +96,46 @@ type line struct {
 	Quality []string `json:"quality,omitempty"`
 }
 
-func (o *Writer) print(v any) error {
+func (w *Writer) print(v any) error {
 	b, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
-	n, err := o.w.Write(append(b, '\n'))
-	o.n += int64(n)
+	n, err := w.w.Write(append(b, '\n'))
+	w.n += int64(n)
 	return err
 }
 
 // Block implements replicate.Sink.
-func (o *Writer) Block(i uint64, data []byte) error {
+func (w *Writer) Block(i uint64, data []byte) error {
 	enc, ok := block.Guess(data)
 	if !ok {
-		return o.opaque(i, data)
+		return w.opaque(i, data)
 	}
 	pack, entry, err := enc.Parse(data)
 	switch {
 	case err != nil:
-		return o.opaque(i, data)
-	case o.cfg.Raw:
-		return o.bytes(i, enc, pack, data)
+		return w.opaque(i, data)
+	case w.cfg.Raw:
+		return w.bytes(i, enc, pack, data)
 	case entry != nil:
 		b, err := block.SenMLJSON.Entry(entry)
 		if err != nil {
-			return o.opaque(i, data)
+			return w.opaque(i, data)
 		}
-		o.times.Add(entry)
-		return o.print(struct {
+		w.times.Add(entry)
+		return w.print(struct {
 			Index uint64          `json:"index"`
 			Entry json.RawMessage `json:"entry"`
 		}{i, b.Data})
 	}
-	at, off, held := o.times.Publish(pack.Stamp)
+	at, off, held := w.times.Publish(pack.Stamp)
 	for _, r := range pack.Readings {
 		l := line{Index: i, Name: pack.BaseName + r.Name, Unit: r.Unit, Value: value(r.Value), Boot: pack.Stamp.Boot, Quality: r.Quality}
 		l.Mono = (pack.Stamp.Mono + r.Offset).Seconds()
 		if !at.IsZero() {
 			t := at.Add(r.Offset)
-			if o.early(t) {
+			if w.early(t) {
 				continue
 			}
 			if held && !slices.Contains(l.Quality, "clock") {
@@ -145,36 +145,36 @@ func (o *Writer) Block(i uint64, data []byte) error {
 			l.Time = &text
 		}
 		l.Err = off.Seconds()
-		if err := o.print(l); err != nil {
+		if err := w.print(l); err != nil {
 			return err
 		}
 	}
-	return o.end(i)
+	return w.end(i)
 }
 
 // early tells whether a reading is before what is wanted. The first that comes should
 // be, or the seller named too late a block.
-func (o *Writer) early(t time.Time) bool {
-	if o.cfg.Since.IsZero() || o.began {
+func (w *Writer) early(t time.Time) bool {
+	if w.cfg.Since.IsZero() || w.began {
 		return false
 	}
-	if t.Before(o.cfg.Since) {
-		o.before = true
+	if t.Before(w.cfg.Since) {
+		w.before = true
 		return true
 	}
-	if o.began = true; !o.before {
-		o.log.Warn("the first readings that came are later than --from: either there were none before, or the seller named the wrong block", "from", o.cfg.Since, "first", t)
+	if w.began = true; !w.before {
+		w.log.Warn("the first readings that came are later than --from: either there were none before, or the seller named the wrong block", "from", w.cfg.Since, "first", t)
 	}
 	return false
 }
 
 // bytes writes the block's own bytes: JSON with a line end, CBOR as it is (RFC 8742),
 // and of the raw encoding the readings alone.
-func (o *Writer) bytes(i uint64, enc block.Encoding, pack *block.Pack, data []byte) error {
+func (w *Writer) bytes(i uint64, enc block.Encoding, pack *block.Pack, data []byte) error {
 	var err error
 	write := func(b []byte) {
-		n, e := o.w.Write(b)
-		o.n, err = o.n+int64(n), errors.Join(err, e)
+		n, e := w.w.Write(b)
+		w.n, err = w.n+int64(n), errors.Join(err, e)
 	}
 	switch {
 	case enc != block.Raw:
@@ -186,29 +186,29 @@ func (o *Writer) bytes(i uint64, enc block.Encoding, pack *block.Pack, data []by
 			write(r.Value.Data)
 		}
 	}
-	return errors.Join(err, o.end(i))
+	return errors.Join(err, w.end(i))
 }
 
 // end flushes behind the newest block: somebody may be waiting for it.
-func (o *Writer) end(i uint64) error {
-	if i+1 == o.head.Length {
-		return o.w.Flush()
+func (w *Writer) end(i uint64) error {
+	if i+1 == w.head.Length {
+		return w.w.Flush()
 	}
 	return nil
 }
 
 // opaque prints a block that is none of ours.
-func (o *Writer) opaque(i uint64, data []byte) error {
-	if o.cfg.Raw {
-		n, err := o.w.Write(data)
-		o.n += int64(n)
-		return errors.Join(err, o.end(i))
+func (w *Writer) opaque(i uint64, data []byte) error {
+	if w.cfg.Raw {
+		n, err := w.w.Write(data)
+		w.n += int64(n)
+		return errors.Join(err, w.end(i))
 	}
-	err := o.print(struct {
+	err := w.print(struct {
 		Index uint64 `json:"index"`
 		Data  string `json:"data"`
 	}{i, base64.StdEncoding.EncodeToString(data)})
-	return errors.Join(err, o.end(i))
+	return errors.Join(err, w.end(i))
 }
 
 // value is a reading's value as JSON has it.
@@ -226,52 +226,52 @@ func value(v block.Value) any {
 }
 
 // Gap implements replicate.Sink.
-func (o *Writer) Gap(from, to uint64) error {
-	if o.cfg.Raw {
-		o.log.Warn("blocks are not to be had", "from", from, "to", to)
+func (w *Writer) Gap(from, to uint64) error {
+	if w.cfg.Raw {
+		w.log.Warn("blocks are not to be had", "from", from, "to", to)
 		return nil
 	}
 	type span struct {
 		From uint64 `json:"from"`
 		To   uint64 `json:"to"`
 	}
-	return o.print(struct {
+	return w.print(struct {
 		Unavailable span `json:"unavailable"`
 	}{span{from, to}})
 }
 
 // Fork implements replicate.Sink.
-func (o *Writer) Fork(fork, from uint64) error {
-	if o.cfg.Raw {
-		o.log.Warn("the seller lost what it had: what follows replaces blocks that were written", "fork", fork, "from", from)
-		return o.w.Flush()
+func (w *Writer) Fork(fork, from uint64) error {
+	if w.cfg.Raw {
+		w.log.Warn("the seller lost what it had: what follows replaces blocks that were written", "fork", fork, "from", from)
+		return w.w.Flush()
 	}
-	err := o.print(struct {
+	err := w.print(struct {
 		Fork uint64 `json:"fork"`
 		From uint64 `json:"from"`
 	}{fork, from})
-	return errors.Join(err, o.w.Flush())
+	return errors.Join(err, w.w.Flush())
 }
 
 // Head implements replicate.Sink.
-func (o *Writer) Head(h merkle.Head) error {
-	o.head = h
+func (w *Writer) Head(h merkle.Head) error {
+	w.head = h
 	return nil
 }
 
 // Sync implements market.Output.
-func (o *Writer) Sync() (at int64, mark string, err error) {
-	if err := o.w.Flush(); err != nil {
+func (w *Writer) Sync() (at int64, mark string, err error) {
+	if err := w.w.Flush(); err != nil {
 		return 0, "", err
 	}
-	if o.file == nil {
-		return o.n, standardOutput, nil
+	if w.file == nil {
+		return w.n, standardOutput, nil
 	}
-	if err := o.file.Sync(); err != nil {
+	if err := w.file.Sync(); err != nil {
 		return 0, "", err
 	}
-	mark, err = o.mark(o.n)
-	return o.n, mark, err
+	mark, err = w.mark(w.n)
+	return w.n, mark, err
 }
 
 // standardOutput is the mark of what is not a file.
@@ -281,9 +281,9 @@ const standardOutput = "stdout"
 const markSize = 4096
 
 // mark is what a file is known by at a place: a hash of what is before it.
-func (o *Writer) mark(at int64) (string, error) {
+func (w *Writer) mark(at int64) (string, error) {
 	b := make([]byte, min(at, markSize))
-	if _, err := o.file.ReadAt(b, at-int64(len(b))); err != nil {
+	if _, err := w.file.ReadAt(b, at-int64(len(b))); err != nil {
 		return "", err
 	}
 	h := sha256.Sum256(b)
@@ -292,15 +292,15 @@ func (o *Writer) mark(at int64) (string, error) {
 
 // Resume implements market.Output: what a file has behind the place is what was
 // not yet known to be there, and is cut.
-func (o *Writer) Resume(at int64, mark string) error {
-	o.n = at
-	if o.file == nil {
+func (w *Writer) Resume(at int64, mark string) error {
+	w.n = at
+	if w.file == nil {
 		if at > 0 && mark != standardOutput {
 			return errors.New("what was bought went into a file: give it as --out, or a new --state")
 		}
 		return nil
 	}
-	size, err := o.file.Seek(0, io.SeekEnd)
+	size, err := w.file.Seek(0, io.SeekEnd)
 	if err != nil {
 		return err
 	}
@@ -308,29 +308,29 @@ func (o *Writer) Resume(at int64, mark string) error {
 	case mark == standardOutput && at > 0:
 		return errors.New("what was bought went to standard output: give no --out, or a new --state")
 	case at == 0 && size > 0:
-		return fmt.Errorf("%s is not empty, and nothing was bought into it yet: give another file", o.file.Name())
+		return fmt.Errorf("%s is not empty, and nothing was bought into it yet: give another file", w.file.Name())
 	case size < at:
-		return fmt.Errorf("%s has %d bytes, and %d were written: it was cut or is another file; give the right one, or a new --state", o.file.Name(), size, at)
+		return fmt.Errorf("%s has %d bytes, and %d were written: it was cut or is another file; give the right one, or a new --state", w.file.Name(), size, at)
 	}
 	if at > 0 {
-		if have, err := o.mark(at); err != nil {
+		if have, err := w.mark(at); err != nil {
 			return err
 		} else if have != mark {
-			return fmt.Errorf("%s is not the file that was written: give the right one, or a new --state", o.file.Name())
+			return fmt.Errorf("%s is not the file that was written: give the right one, or a new --state", w.file.Name())
 		}
 	}
-	if err := o.file.Truncate(at); err != nil {
+	if err := w.file.Truncate(at); err != nil {
 		return err
 	}
-	o.recall(at)
-	_, err = o.file.Seek(at, io.SeekStart)
+	w.recall(at)
+	_, err = w.file.Seek(at, io.SeekStart)
 	return err
 }
 
 // recall finds the newest time in what was written before.
-func (o *Writer) recall(at int64) {
+func (w *Writer) recall(at int64) {
 	b := make([]byte, min(at, markSize))
-	if _, err := o.file.ReadAt(b, at-int64(len(b))); err != nil {
+	if _, err := w.file.ReadAt(b, at-int64(len(b))); err != nil {
 		return
 	}
 	var newest time.Time
@@ -342,6 +342,6 @@ func (o *Writer) recall(at int64) {
 			}
 		}
 	}
-	o.times.Resume(newest)
-	o.began = at > 0
+	w.times.Resume(newest)
+	w.began = at > 0
 }

@@ -209,7 +209,6 @@ func (c *Cashier) reserve(o Order, now time.Time) (ledger.Row, bool, error) {
 	return ledger.Row{}, false, nil
 }
 
-
 func (c *Cashier) unreserve(buyer [32]byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -99,6 +99,7 @@ type Ledger struct {
 	offers map[string]Offer
 	base   uint64        // ms that the books were open before since
 	since  time.Duration // by mono
+	noted  time.Duration // when the clock was noted last, by mono
 }
 
 type saleKey struct {
@@ -140,8 +141,9 @@ func New(cfg Config) (*Ledger, error) {
 		l.mono = func() time.Duration { return time.Since(start) }
 	}
 	l.since = l.mono()
+	l.noted = l.since
 	err := l.db.View(func(tx *db.Tx) error {
-		b, err := tx.Get(clocks, []byte(clocks))
+		b, err := tx.Get(clocks, []byte("ms"))
 		if err == nil && len(b) == 8 {
 			l.base = binary.LittleEndian.Uint64(b)
 		}
@@ -170,18 +172,27 @@ func (l *Ledger) clock() uint64 { return l.base + uint64((l.mono() - l.since).Mi
 
 // update runs a transaction, which notes the clock, too. mu is held.
 func (l *Ledger) update(f func(tx *db.Tx) error) error {
-	return l.db.Update(func(tx *db.Tx) error {
-		if err := tx.Put(clocks, []byte(clocks), binary.LittleEndian.AppendUint64(nil, l.clock())); err != nil {
+	now := l.mono()
+	err := l.db.Update(func(tx *db.Tx) error {
+		if err := tx.Put(clocks, []byte("ms"), binary.LittleEndian.AppendUint64(nil, l.clock())); err != nil {
 			return err
 		}
 		return f(tx)
 	})
+	if err == nil {
+		l.noted = now
+	}
+	return err
 }
 
-// Tick notes the clock. It is to be called every hour.
-func (l *Ledger) Tick() error {
+// Tick notes the clock, if that was last done this long ago. It is to be called every
+// hour, and at the end.
+func (l *Ledger) Tick(ago time.Duration) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.mono()-l.noted < ago {
+		return nil
+	}
 	return l.update(func(*db.Tx) error { return nil })
 }
 

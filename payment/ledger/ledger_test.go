@@ -421,7 +421,7 @@ func TestClock(t *testing.T) {
 	left(600_000)
 	now += 100 * time.Second
 	left(500_000)
-	if err := l.Tick(); err != nil {
+	if err := l.Tick(0); err != nil {
 		t.Fatal(err)
 	}
 	now += 1000 * time.Hour // it is off

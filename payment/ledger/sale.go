@@ -21,8 +21,7 @@ type Sale struct {
 	number uint64      // of the newest record, durable or on its way
 	dirty  bool        // state is ahead of that
 	riding bool        // and that is a mark which is not yet durable
-	marked bool        // the newest record is a mark, not in the database
-	served uint64      // bytes since then
+	marked bool        // there is a mark
 }
 
 // Sale returns a buyer's meter of an offer, to be closed. One that never was
@@ -109,10 +108,7 @@ func (s *Sale) Admit(i uint64, w meter.Weight) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	ok := s.state.Admit(i, w)
-	if ok {
-		s.dirty = true
-		s.served += w.Bytes
-	}
+	s.dirty = s.dirty || ok
 	return ok
 }
 
@@ -157,7 +153,7 @@ func (s *Sale) Change(f func(*meter.State)) error {
 	if err := s.l.put(s.key.offer, map[*Sale]record{s: r}); err != nil {
 		return err
 	}
-	s.state, s.dirty, s.riding, s.marked, s.served = r.state, false, false, false, 0
+	s.state, s.dirty, s.riding = r.state, false, false
 	return nil
 }
 
@@ -193,7 +189,7 @@ func (l *Ledger) Ride(offer string, set func(key string, value []byte) error) er
 			} else {
 				s.riding, s.marked = true, true
 			}
-			s.dirty, s.served = false, 0
+			s.dirty = false
 		}
 		s.mu.Unlock()
 	}
@@ -225,21 +221,6 @@ func (l *Ledger) Landed(offer string, err error) {
 	}
 }
 
-// Served returns how many bytes of an offer were passed since the last checkpoint
-// that began.
-func (l *Ledger) Served(offer string) (n uint64) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, s := range l.sales {
-		if s.key.offer == offer {
-			s.mu.Lock()
-			n += s.served
-			s.mu.Unlock()
-		}
-	}
-	return n
-}
-
 // Checkpoint makes durable, in the database, what was charged.
 func (s *Sale) Checkpoint() error {
 	s.l.mu.Lock()
@@ -256,7 +237,7 @@ func (s *Sale) checkpoint() error {
 	}
 	s.number++
 	r := record{s.number, s.state.Clone()}
-	s.dirty, s.riding, s.marked, s.served = false, false, false, 0
+	s.dirty, s.riding = false, false
 	s.mu.Unlock() // the disk may be slow, and blocks are passed meanwhile
 	err := s.l.put(s.key.offer, map[*Sale]record{s: r})
 	if err != nil {
@@ -276,9 +257,8 @@ func (s *Sale) Close() error {
 		return nil
 	}
 	delete(s.l.sales, s.key)
-	marked := s.marked
 	err := s.checkpoint()
-	if m := s.l.offers[s.key.offer].Marks; marked && m != nil && err == nil {
+	if m := s.l.offers[s.key.offer].Marks; s.marked && m != nil && err == nil {
 		m.RemoveMark(string(s.key.buyer[:]))
 	}
 	return err

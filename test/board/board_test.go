@@ -70,7 +70,7 @@ func port(t *testing.T) string {
 	return ln.Addr().String()
 }
 
-func newLab(t *testing.T) *lab {
+func newLab(t *testing.T, config string) *lab {
 	l := &lab{t: t, dir: t.TempDir(), sell: port(t), wallet: port(t), agent: port(t), serial: "CARD1"}
 	l.disk = filepath.Join(l.dir, "card.img")
 	if err := os.WriteFile(filepath.Join(l.dir, "edge.yaml"), []byte(config), 0o644); err != nil {
@@ -302,7 +302,7 @@ func until(t *testing.T, what string, f func() bool) {
 // new one gets, in order and without one missing or twice; what it paid is what the
 // board's ledger says. A copy of the card in another board signs nothing.
 func TestBoard(t *testing.T) {
-	l := newLab(t)
+	l := newLab(t, config)
 	r := l.boot()
 	up, ok := r.start()
 	if !ok {
@@ -440,7 +440,7 @@ func TestBoard(t *testing.T) {
 		"another card":  func(x *lab) { x.serial = "CARD2" },
 		"another board": func(x *lab) { x.mac = "52:54:00:12:34:99" },
 	} {
-		x := newLab(t)
+		x := newLab(t, config)
 		if out, err := exec.Command("cp", "--sparse=always", l.disk, x.disk).CombinedOutput(); err != nil {
 			t.Fatalf("%v: %s", err, out)
 		}
