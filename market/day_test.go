@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -41,6 +42,11 @@ func (c *dayClock) Now() sensors.Time {
 		t.Wall, t.Err = time.UnixMicro((t.Mono + c.wall).Microseconds()).UTC(), 10*time.Millisecond
 	}
 	return t
+}
+
+// day is the offset of a clock that is right.
+func day(c *dayClock) time.Duration {
+	return 1_790_000_000*time.Second + time.Duration(c.now.Boot)*24*time.Hour
 }
 
 func (c *dayClock) move(f func(*dayClock)) {
@@ -117,8 +123,9 @@ func (b *dayBroker) Close() error { return nil }
 
 // TestDay is a day at 10 Hz on a clock of its own: boots without a clock, a clock that is
 // set by two weeks forth and back, a broker that restarts, a card that is full for a
-// while, power cuts. A buyer gets what was sensed, in order; what comes twice says so;
-// each gap is explained; and time never goes back.
+// while or for so long that readings are dropped, power cuts. A buyer gets what was
+// sensed, in order; what comes twice, or late, says so; each gap is explained; and time
+// never goes back.
 func TestDay(t *testing.T) {
 	readings := 864_000
 	if testing.Short() {
@@ -189,13 +196,25 @@ func TestDay(t *testing.T) {
 			}
 		}
 	}
+	// long has the card full until readings are dropped: the clock comes and goes, so
+	// that each is a block. Of those that were not kept the broker hears, as of others
+	// that wait.
+	long := func() {
+		disk.Fail(func(int, string, string) error { return syscall.ENOSPC })
+		for range 600 {
+			clock.move(func(c *dayClock) { c.wall = day(c) - c.wall })
+			said(1)
+		}
+		disk.Fail(nil)
+		source.fail <- struct{}{}
+	}
 	const week = 7 * 24 * time.Hour
 	boot()
 	for source.until < readings {
 		said(1 + rng.IntN(readings/60))
-		switch rng.IntN(6) {
+		switch rng.IntN(7) {
 		case 0:
-			clock.move(func(c *dayClock) { c.wall = 1_790_000_000*time.Second + time.Duration(c.now.Boot)*24*time.Hour })
+			clock.move(func(c *dayClock) { c.wall = day(c) })
 			events["the clock is set"]++
 		case 1:
 			clock.move(func(c *dayClock) {
@@ -229,6 +248,11 @@ func TestDay(t *testing.T) {
 			disk.Fail(nil)
 			settled()
 			events["the card is full"]++
+		case 6:
+			clock.move(func(c *dayClock) { c.wall = day(c) })
+			long()
+			settled()
+			events["the card is full for long"]++
 		}
 	}
 	settled()
@@ -279,8 +303,8 @@ func buyDay(t *testing.T, log *feed.Log) string {
 func checkDay(t *testing.T, got string, readings int, events map[string]int) {
 	t.Helper()
 	seen := make([]bool, readings)
-	next, dups, boots, gaps := 0, 0, 0, map[string]int{}
-	newest := ""
+	next, dups, late, boots, gaps := 0, 0, 0, 0, map[string]int{}
+	newest, dropped := "", false
 	for line := range strings.Lines(got) {
 		var x struct {
 			Name    string
@@ -298,6 +322,7 @@ func checkDay(t *testing.T, got string, readings int, events map[string]int) {
 				boots++
 			} else if x.Entry.Entry == "gap" {
 				gaps[x.Entry.Cause]++
+				dropped = dropped || x.Entry.Cause == device.CauseStorage
 			}
 			continue
 		case x.Name != "s/n":
@@ -309,10 +334,12 @@ func checkDay(t *testing.T, got string, readings int, events map[string]int) {
 			t.Fatalf("%d comes twice, and does not say so", n)
 		case seen[n]:
 			dups++
-		case n != next:
+		case n < next && dup:
+			late++
+		case n != next && !(n > next && dropped):
 			t.Fatalf("%d follows %d", n, next-1)
 		default:
-			next++
+			next, dropped = n+1, false
 		}
 		seen[n] = true
 		if x.Time != nil {
@@ -322,9 +349,13 @@ func checkDay(t *testing.T, got string, readings int, events map[string]int) {
 			newest = *x.Time
 		}
 	}
+	if i := slices.Index(seen, false); i >= 0 {
+		t.Errorf("reading %d is missing", i)
+	}
 	cuts, stops := events["the power is cut"], events["it is stopped"]
-	if next != readings || boots != 1+cuts+stops || gaps["power"] != cuts || gaps["stopped"] != stops || gaps["sensor"] < events["the broker restarts"] {
+	if next != readings || boots != 1+cuts+stops || gaps["power"] != cuts || gaps["stopped"] != stops || gaps["sensor"] < events["the broker restarts"] ||
+		gaps["storage"] != events["the card is full for long"] {
 		t.Errorf("%d of %d readings, %d boots, gaps %v; what happened: %v", next, readings, boots, gaps, events)
 	}
-	t.Logf("%d readings, %d of them twice and flagged; %d boots, gaps %v; what happened: %v", next, dups, boots, gaps, events)
+	t.Logf("%d readings, %d of them twice and %d late, all flagged; %d boots, gaps %v; what happened: %v", next, dups, late, boots, gaps, events)
 }
