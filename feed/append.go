@@ -192,7 +192,7 @@ func (l *Log) submit(blocks []block.Block, urgent bool, w *Writer) (*Ticket, err
 		q.mu.Unlock()
 		return nil, w.failed
 	}
-	if q.bytes > 0 && q.bytes+size > maxQueue {
+	if size > 0 && q.bytes > 0 && q.bytes+size > maxQueue {
 		q.mu.Unlock()
 		return nil, ErrBusy
 	}

@@ -29,6 +29,22 @@ func (l *Log) Mark(key string) []byte { return l.st.Mark(riderPrefix + key) }
 // RemoveMark removes it, with the next commit.
 func (l *Log) RemoveMark(key string) { l.st.RemoveMark(riderPrefix + key) }
 
+// noteKey is the mark of the note.
+const noteKey = "note"
+
+// Note returns what SetNote kept; nil if nothing.
+func (l *Log) Note() []byte { return l.st.Mark(noteKey) }
+
+// SetNote keeps at most 128 bytes for whoever appends, durable with the next commit or
+// with Close, also on a card that takes no more blocks; nil is nothing.
+func (l *Log) SetNote(value []byte) error {
+	if value == nil {
+		l.st.RemoveMark(noteKey)
+		return nil
+	}
+	return l.st.SetMark(noteKey, value)
+}
+
 // CommitMarks asks for a commit soon, for what a rider has.
 func (l *Log) CommitMarks() {
 	l.marksMu.Lock()

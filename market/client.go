@@ -133,9 +133,9 @@ type Client struct {
 	before   uint64 // blocks of buyers before this one
 	purse    *purse.Purse
 
-	wg        sync.WaitGroup // connections, attempts at them, and wallets at work
-	patience  time.Duration  // constant, like lookEvery
-	lookEvery time.Duration
+	wg sync.WaitGroup // connections, attempts at them, and wallets at work
+
+	patience, lookEvery, arriveTime time.Duration // constants, but for tests
 
 	saved archive.State // owned by the goroutine of Run, like all below
 	seen  replicate.BuyerStats
@@ -144,7 +144,7 @@ type Client struct {
 
 // NewClient returns a client.
 func NewClient(cfg ClientConfig) (*Client, error) {
-	c := &Client{cfg: cfg, log: cfg.Log, patience: patience, lookEvery: lookEvery, purse: cfg.Purse}
+	c := &Client{cfg: cfg, log: cfg.Log, patience: patience, lookEvery: lookEvery, arriveTime: arriveTime, purse: cfg.Purse}
 	if len(cfg.Addresses) == 0 {
 		return nil, errors.New("market: where is the seller?")
 	}

@@ -387,17 +387,20 @@ func TestFreeThenPaid(t *testing.T) {
 	}
 }
 
-// TestNothingCame: a buyer does not pay again when nothing came for the last payment.
+// TestNothingCame: a buyer does not pay again when nothing came for the last payment,
+// after it gave that time to arrive.
 func TestNothingCame(t *testing.T) {
 	x := newTill(t, func(l *Listing) { l.Card.History = &card.History{All: true} })
 	x.write([]block.Block{{Data: testBlock(0, 50), Readings: 1_000_000, Stamp: block.Stamp{Boot: 1}}})
 	x.n = 1
 	c := x.rich(1000)
+	c.change = func(c *Client) { c.arriveTime = 2 * time.Second }
+	began := time.Now()
 	if err := c.buy(context.Background(), x.shop, false); !errors.Is(err, ErrUnserved) {
 		t.Error(err)
 	}
-	if c.spent() > 2000 {
-		t.Errorf("%d msat for nothing", c.spent())
+	if c.spent() > 2000 || time.Since(began) < 2*time.Second {
+		t.Errorf("%d msat for nothing, in %v", c.spent(), time.Since(began))
 	}
 }
 

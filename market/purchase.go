@@ -23,6 +23,9 @@ const (
 	// payTime bounds a payment, and then how long the seller may take to serve.
 	payTime   = time.Minute
 	serveTime = time.Minute
+	// arriveTime is how long what was paid for may be on its way, when the seller says
+	// that it is used up.
+	arriveTime = 20 * time.Second
 	// askAgain is how long one who follows waits when there is no invoice.
 	askAgain = 10 * time.Second
 	// settleTime is how long the seller may take to see a payment of before.
@@ -94,6 +97,8 @@ func (c *Client) money(v *visit) error {
 		return nil
 	case c.card == nil || !b.need && !c.low() || now.Before(b.again):
 		return nil
+	case c.empty() && now.Sub(b.since) < c.arriveTime:
+		return nil
 	}
 	return c.order(v)
 }
@@ -151,10 +156,15 @@ func (c *Client) worth() error {
 		return fmt.Errorf("%w: the price was %s sat for %s %s, and is %s sat for %s %s now: start anew if that is all right", ErrUnpaid,
 			old.Amount, old.Interval, old.Unit, p.Amount, p.Interval, p.Unit)
 	}
-	if p.Clock != "wall" && c.buying.blocks > 0 && c.blocks() < c.buying.blocks {
+	if c.empty() {
 		return fmt.Errorf("%w: nothing came for the last payment; one block may cost more than a step: buy more at a time", ErrUnserved)
 	}
 	return nil
+}
+
+// empty tells whether nothing came yet for the last payment. mu is held.
+func (c *Client) empty() bool {
+	return len(c.card.Payment) > 0 && c.card.Payment[0].Clock != "wall" && c.buying.blocks > 0 && c.blocks() < c.buying.blocks
 }
 
 // blocks returns how many came, and one. mu is held.

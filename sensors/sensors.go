@@ -34,7 +34,8 @@ type Source interface {
 	Close() error
 }
 
-// Event is what a [Streamer] has at once.
+// Event is what a [Streamer] has at once. One without readings and Done says that the
+// source works, when it did not before.
 type Event struct {
 	Readings []Reading
 	// Age is how long ago that was.

@@ -119,6 +119,9 @@ func statusCommand(p *program, ctx context.Context, args []string) error {
 			if f.Failed+f.Dropped > 0 {
 				fmt.Fprintf(p.stdout, ", %d reads failed, %d blocks dropped", f.Failed, f.Dropped)
 			}
+			if f.Error != "" {
+				fmt.Fprintf(p.stdout, "; THE CARD TAKES NOTHING, %d blocks wait in memory: %s", f.Waiting, f.Error)
+			}
 			if f.TCP != "" {
 				fmt.Fprintf(p.stdout, "; sold on %s to %d buyers, %d connections", f.TCP, f.Buyers, f.Connections)
 			}
@@ -144,8 +147,8 @@ func sensorsCommand(p *program, ctx context.Context, args []string) error {
 			switch {
 			case s.Error != "":
 				state = "FAILS: " + s.Error
-			case s.Reads > 0:
-				state = fmt.Sprintf("%d reads, newest %.0f s ago", s.Reads, s.Age)
+			case s.Age != nil:
+				state = fmt.Sprintf("%d reads, newest %.0f s ago", s.Reads, *s.Age)
 			}
 			fmt.Fprintf(p.stdout, "%s/%s: %s\n", s.Feed, s.Sensor, state)
 			for _, r := range s.Newest {

@@ -120,6 +120,8 @@ type feedStatus struct {
 	Readings    uint64 `json:"readings"`
 	Failed      uint64 `json:"failed"`
 	Dropped     uint64 `json:"dropped"`
+	Waiting     int    `json:"waiting"`
+	Error       string `json:"error,omitempty"`
 	Buyers      int    `json:"buyers"`
 	Connections int    `json:"connections"`
 	Refused     uint64 `json:"refused"`
@@ -163,7 +165,7 @@ func (st *station) health() status {
 		h, d := o.log.Head(), o.dev.Stats()
 		f := feedStatus{
 			Name: o.name, SellerKey: o.seller, TCP: o.tcp, First: h.First, Length: h.Length, Bytes: o.log.Size(),
-			Readings: d.Readings, Failed: d.Failed, Dropped: d.Dropped,
+			Readings: d.Readings, Failed: d.Failed, Dropped: d.Dropped, Waiting: d.Waiting, Error: d.Error,
 		}
 		if o.market != nil {
 			m := o.market.Stats()

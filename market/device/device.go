@@ -23,7 +23,8 @@ const (
 	CausePower   = "power"   // the board or the program ended without notice
 	CauseStopped = "stopped" // it was stopped in order
 	CauseSensor  = "sensor"  // a sensor did not answer
-	CauseStorage = "storage" // the card took nothing, and the queue was full
+	CauseStorage = "storage" // the card took nothing, and the queue was full, or the program ended
+	CauseInvalid = "invalid" // readings that cannot be written, or are larger than a block may be
 )
 
 // Sensor is a source with its name in the feed and its pace.
@@ -50,8 +51,9 @@ type Config struct {
 
 // Limits of what waits in memory.
 const (
-	maxReadings = 1000 // in a pack
-	maxWaiting  = 512  // blocks that the card has not taken
+	maxReadings = 1000      // in a pack
+	maxText     = 128 << 10 // bytes in a pack, about
+	maxWaiting  = 512       // blocks that the card has not taken
 )
 
 // Device reads sensors into a feed. Use New and Run.
@@ -63,6 +65,8 @@ type Device struct {
 	events  chan block.Entry
 
 	taken, failed, dropped atomic.Uint64
+	waiting                atomic.Int64
+	trouble                atomic.Pointer[string] // why the card takes nothing; nil if it does
 
 	mu     sync.Mutex
 	states map[string]*sensorState // guarded by mu
@@ -71,8 +75,8 @@ type Device struct {
 // SensorState is how a sensor does.
 type SensorState struct {
 	Reads uint64 `json:"reads"`
-	// Age is how many seconds ago the newest readings were taken.
-	Age    float64           `json:"age"`
+	// Age is how many seconds ago the newest readings were taken; nil if none were.
+	Age    *float64          `json:"age"`
 	Newest []sensors.Reading `json:"newest,omitempty"`
 	// Error is why it does not answer; "" if it does.
 	Error string `json:"error,omitempty"`
@@ -109,7 +113,10 @@ func (d *Device) Sensors() iter.Seq2[string, SensorState] {
 			var out SensorState
 			if s := d.states[c.Name]; s != nil {
 				out = s.SensorState
-				out.Age = time.Since(s.at).Seconds()
+				if s.Reads > 0 {
+					age := time.Since(s.at).Seconds()
+					out.Age = &age
+				}
 			}
 			d.mu.Unlock()
 			if !yield(c.Name, out) {
@@ -124,10 +131,20 @@ type Stats struct {
 	Readings uint64 // taken from sensors
 	Failed   uint64 // reads of sensors that failed
 	Dropped  uint64 // blocks that were dropped because the card took none
+	// Waiting is how many blocks are not durable yet, and Error why the card takes none;
+	// "" if it does.
+	Waiting int
+	Error   string
 }
 
 // Stats returns the counters.
-func (d *Device) Stats() Stats { return Stats{d.taken.Load(), d.failed.Load(), d.dropped.Load()} }
+func (d *Device) Stats() Stats {
+	s := Stats{Readings: d.taken.Load(), Failed: d.failed.Load(), Dropped: d.dropped.Load(), Waiting: int(d.waiting.Load())}
+	if why := d.trouble.Load(); why != nil {
+		s.Error = *why
+	}
+	return s
+}
 
 // sample is what one read of a sensor gave.
 type sample struct {
@@ -192,6 +209,7 @@ func (d *Device) read(ctx context.Context, s Sensor) {
 	pause := s.Every
 	judge := sensors.Judge{Limits: s.Limits}
 	var failing *sensors.Time
+	partial := false
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for next := time.Now(); ; {
@@ -211,17 +229,26 @@ func (d *Device) read(ctx context.Context, s Sensor) {
 		}
 		if err != nil && ctx.Err() == nil {
 			d.failed.Add(1)
+		}
+		switch {
+		case err != nil && len(readings) == 0 && ctx.Err() == nil:
 			if failing == nil {
 				failing = &at
 				d.log.Warn("a sensor does not answer", "sensor", s.Name, "error", err)
 			}
 			pause = min(2*pause, max(retryAfter, s.Every))
-		} else if err == nil {
-			pause = s.Every
-			if failing != nil {
+		case err == nil || len(readings) > 0: // some of it may fail
+			if pause = s.Every; failing != nil {
 				d.log.Info("a sensor answers again", "sensor", s.Name)
 				d.events <- sensorGap(s.Name, *failing, at)
 				failing = nil
+			}
+			if (err != nil) != partial && ctx.Err() == nil {
+				if partial = err != nil; partial {
+					d.log.Warn("a part of a sensor does not answer", "sensor", s.Name, "error", err)
+				} else {
+					d.log.Info("all of a sensor answers again", "sensor", s.Name)
+				}
 			}
 		}
 		if len(readings) > 0 {

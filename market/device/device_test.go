@@ -3,6 +3,9 @@ package device
 import (
 	"context"
 	"errors"
+	"math"
+	"reflect"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -72,6 +75,12 @@ type rig struct {
 
 func (r *rig) start() {
 	r.t.Helper()
+	r.src = &testSource{reads: make(chan struct{}, 1)}
+	r.run(Sensor{Name: "s", Every: time.Millisecond, Source: r.src})
+}
+
+func (r *rig) run(s Sensor) {
+	r.t.Helper()
 	var err error
 	r.log, err = feed.Open(feed.Config{
 		FS: r.disk, Dir: "/log", MaxSize: 64 << 16, SegmentSize: 1 << 16, Name: "air", Keys: feedtest.Keys{}, Sales: &r.sales,
@@ -80,11 +89,7 @@ func (r *rig) start() {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	r.src = &testSource{reads: make(chan struct{}, 1)}
-	r.dev, err = New(Config{
-		Feed: r.log, Clock: r.clock, Pack: 4 * time.Millisecond,
-		Sensors: []Sensor{{Name: "s", Every: time.Millisecond, Source: r.src}},
-	})
+	r.dev, err = New(Config{Feed: r.log, Clock: r.clock, Pack: 4 * time.Millisecond, Sensors: []Sensor{s}})
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -310,6 +315,167 @@ func TestLongFullDisk(t *testing.T) {
 	if got := last.Readings[len(last.Readings)-1].Value.Float; got != float64(r.src.n.Load()) {
 		t.Errorf("the last reading is %v of %d", got, r.src.n.Load())
 	}
+}
+
+// TestFullAtTheEnd: what the card did not take when the program ended is said by the next
+// start, also when that is another start of the board.
+func TestFullAtTheEnd(t *testing.T) {
+	for _, boot := range []uint32{1, 2} {
+		r := newRig(t)
+		r.start()
+		r.reads(10)
+		r.disk.Fail(func(_ int, op, name string) error {
+			if strings.Contains(name, "spare") || op == "create" { // no room for more, but for what is there
+				return syscall.ENOSPC
+			}
+			return nil
+		})
+		for r.dev.Stats().Error == "" {
+			r.reads(1)
+		}
+		r.reads(50)
+		r.stop()
+		if err := <-r.done; !errors.Is(err, syscall.ENOSPC) || r.dev.Stats().Waiting == 0 {
+			t.Errorf("%v; %+v", err, r.dev.Stats())
+		}
+		if err := r.log.Close(); err != nil {
+			t.Fatal(err)
+		}
+		r.disk.Fail(nil)
+		taken := r.src.n.Load()
+		r.clock.mu.Lock()
+		r.clock.now.Boot = boot
+		r.clock.mu.Unlock()
+		r.start()
+		r.reads(10)
+		r.end()
+		r.start() // the note is gone
+		r.reads(10)
+		r.end()
+		packs, entries := r.blocks()
+		want := []string{"boot", "gap storage", "gap stopped", "gap stopped"}
+		if boot == 2 {
+			want = []string{"boot", "gap storage", "boot", "gap stopped", "gap stopped"}
+		}
+		expect(t, entries, want...)
+		newest := 0.
+		for _, p := range packs {
+			if p.Stamp.Before(entries[1].Stamp) {
+				newest = p.Readings[len(p.Readings)-1].Value.Float
+				if p.Stamp.Mono > *entries[1].From {
+					t.Errorf("a pack of %v in a gap from %v", p.Stamp.Mono, *entries[1].From)
+				}
+			}
+		}
+		if newest >= float64(taken) || entries[1].Stamp.Boot != 1 {
+			t.Errorf("%v of %d readings are there, and a gap says otherwise: %+v", newest, taken, entries[1])
+		}
+	}
+}
+
+// TestLeftOut: a value that no block can have does not take others with it, one that is
+// too large for a block is a gap, and neither is asked for again.
+func TestLeftOut(t *testing.T) {
+	r := newRig(t)
+	r.start()
+	told := make(chan error, 3)
+	at := r.clock.Now()
+	send := func(values ...any) {
+		s := sample{sensor: "x", at: at, done: func(err error) { told <- err }}
+		for _, v := range values {
+			s.readings = append(s.readings, sensors.Reading{Name: "v", Value: v})
+		}
+		r.dev.samples <- s
+		if err := <-told; err != nil {
+			t.Error(err)
+		}
+	}
+	send("gr\xfcn", 21.5, math.NaN(), math.Inf(1), "grün")
+	send(strings.Repeat("x", 1<<20))
+	send(3.)
+	r.end()
+	packs, entries := r.blocks()
+	expect(t, entries, "boot", "gap invalid")
+	var got []any
+	for _, p := range packs {
+		for _, x := range p.Readings {
+			if x.Name == "x/v" {
+				got = append(got, x.Value.Text, x.Value.Float)
+			}
+		}
+	}
+	if !reflect.DeepEqual(got, []any{"", 21.5, "grün", 0., "", 3.}) {
+		t.Errorf("%q", got)
+	}
+	if st := r.dev.Stats(); st.Failed != 3 || st.Dropped != 1 {
+		t.Errorf("%+v", st)
+	}
+}
+
+// TestLate: a reading that took long has its own time, not that of the block.
+func TestLate(t *testing.T) {
+	r := newRig(t)
+	r.clock.set(1_790_000_000 * time.Second)
+	r.start()
+	r.reads(1)
+	for range 20 {
+		at := r.clock.Now()
+		r.reads(20)
+		r.dev.samples <- sample{sensor: "x", at: at, readings: []sensors.Reading{{Name: "mono", Value: at.Mono.Seconds()}}}
+	}
+	r.end()
+	packs, _ := r.blocks()
+	n := 0
+	for _, p := range packs {
+		for _, x := range p.Readings {
+			if x.Name != "x/mono" {
+				continue
+			}
+			n++
+			want := time.Duration(x.Value.Float) * time.Second
+			if got := p.Stamp.Mono + x.Offset; got != want {
+				t.Errorf("mono %v, not %v", got, want)
+			}
+			if got := p.Stamp.Wall.Add(x.Offset).Sub(time.Unix(1_790_000_000, 0)); got != want {
+				t.Errorf("time %v, not %v", got, want)
+			}
+		}
+	}
+	if n != 20 {
+		t.Error(n)
+	}
+}
+
+// halfSource is a source of which a part fails.
+type halfSource struct{ testSource }
+
+func (s *halfSource) Read(ctx context.Context) ([]sensors.Reading, error) {
+	out, _ := s.testSource.Read(ctx)
+	return out, sensors.ErrGone
+}
+
+// TestHalf: a source of which a part fails is read at its pace, and says what fails.
+func TestHalf(t *testing.T) {
+	r := newRig(t)
+	half := &halfSource{testSource{reads: make(chan struct{}, 1)}}
+	r.run(Sensor{Name: "h", Every: time.Millisecond, Source: half})
+	for range 50 {
+		<-half.reads
+	}
+	for name, s := range r.dev.Sensors() {
+		if name != "h" || s.Error == "" || s.Reads == 0 || s.Age == nil {
+			t.Errorf("%s: %+v", name, s)
+		}
+	}
+	r.stop()
+	if err := <-r.done; err != nil {
+		t.Fatal(err)
+	}
+	if err := r.log.Close(); err != nil {
+		t.Fatal(err)
+	}
+	_, entries := r.blocks()
+	expect(t, entries, "boot")
 }
 
 // TestDeadSensor stops while a sensor does not answer: a gap says so.

@@ -2,10 +2,13 @@ package device
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"time"
+	"unicode/utf8"
 
 	"dazaar-edge/feed"
 	"dazaar-edge/feed/block"
@@ -20,8 +23,10 @@ type packer struct {
 	w *feed.Writer
 
 	pack    *block.Pack
+	text    int           // bytes of text in it
 	newest  time.Duration // monotonic time of the newest block
 	offset  time.Duration // of the newest clock entry
+	fixed   time.Duration // monotonic time of that
 	clocked bool          // there is one for this boot
 
 	waiting []parcel // not submitted
@@ -96,6 +101,9 @@ func (p *packer) begin() error {
 	if err != nil {
 		return err
 	}
+	if b := p.d.cfg.Feed.Note(); last != nil && len(b) == noteSize {
+		last, boot = p.missed(b, now.Boot)
+	}
 	if last == nil || boot != now.Boot {
 		p.add(block.Entry{Kind: block.Boot, Stamp: stamp(now)})
 	}
@@ -114,6 +122,48 @@ func (p *packer) begin() error {
 	}
 	p.clock(now)
 	return nil
+}
+
+// noteSize is what leave keeps: boot u32, from and to as ns u64 of its monotonic time,
+// little endian.
+const noteSize = 20
+
+// leave notes what the card did not take, for the next start to say.
+func (p *packer) leave() error {
+	lost := p.lost
+	for _, f := range p.flying {
+		lost = lost.join(f.lost).join(cover(f.parcels))
+	}
+	if lost = lost.join(cover(p.waiting)); lost == nil {
+		return nil
+	}
+	lost = lost.join(&span{lost.from, p.newest})
+	b := binary.LittleEndian.AppendUint32(nil, p.d.cfg.Clock.Now().Boot)
+	b = binary.LittleEndian.AppendUint64(b, uint64(lost.from))
+	return p.d.cfg.Feed.SetNote(binary.LittleEndian.AppendUint64(b, uint64(lost.to)))
+}
+
+// cover returns from when to when parcels have readings; nil if they have none.
+func cover(parcels []parcel) (s *span) {
+	for _, x := range parcels {
+		if x.Entry == "" {
+			s = s.join(&span{x.Stamp.Mono, x.Stamp.Mono})
+		}
+	}
+	return s
+}
+
+// missed says what the last run left a note of, and returns where that ends.
+func (p *packer) missed(note []byte, now uint32) (*block.Stamp, uint32) {
+	boot := binary.LittleEndian.Uint32(note)
+	from, to := time.Duration(binary.LittleEndian.Uint64(note[4:])), time.Duration(binary.LittleEndian.Uint64(note[12:]))
+	end := block.Stamp{Boot: boot, Mono: to}
+	p.add(block.Entry{Kind: block.GapEntry, Stamp: end, From: &from, To: &to, Cause: CauseStorage})
+	if boot != now {
+		p.newest = 0
+	}
+	p.d.cfg.Feed.SetNote(nil) //nolint:errcheck // removing does not fail; it goes with the entry's commit
+	return &end, boot
 }
 
 // last returns the stamp of the newest readable block that a device made, not a
@@ -149,10 +199,13 @@ func (p *packer) clock(now sensors.Time) {
 		return
 	}
 	offset := time.Duration(now.Wall.UnixMicro())*time.Microsecond - now.Mono
+	if now.Mono < p.fixed {
+		return // taken before the clock was set, and comes behind that
+	}
 	if p.clocked && (offset-p.offset).Abs() <= clockStep+now.Err {
 		return
 	}
-	p.clocked, p.offset = true, offset
+	p.clocked, p.offset, p.fixed = true, offset, now.Mono
 	p.finish() // what was sensed before stands before
 	p.add(block.Entry{Kind: block.Clock, Stamp: stamp(now), Offset: offset, OffsetErr: now.Err})
 }
@@ -164,6 +217,7 @@ func (p *packer) loop(done <-chan struct{}) {
 	for {
 		p.submit()
 		p.hurry()
+		p.count()
 		select {
 		case s := <-p.d.samples:
 			p.sample(s)
@@ -210,37 +264,60 @@ func (p *packer) sample(s sample) {
 		}
 		return
 	}
-	at := max(s.at.Mono, p.newest)
-	if p.pack != nil && (len(p.pack.Readings)+len(s.readings) > maxReadings || p.pack.Stamp.Wall.IsZero() != s.at.Wall.IsZero()) {
+	readings, text := p.values(s)
+	if p.pack != nil && (len(p.pack.Readings)+len(readings) > maxReadings || p.text+text > min(maxText, p.d.cfg.Feed.MaxBlock()/8) || p.pack.Stamp.Wall.IsZero() != s.at.Wall.IsZero()) {
 		p.finish()
 	}
 	if p.pack == nil {
-		p.pack = &block.Pack{Stamp: stamp(s.at)}
-		p.pack.Stamp.Mono = at
-		p.newest = at
+		p.pack, p.text = &block.Pack{Stamp: stamp(s.at)}, 0
+		if late := p.newest - s.at.Mono; late > 0 { // blocks are in the order of time, its reading is not
+			p.pack.Stamp.Mono = p.newest
+			if !s.at.Wall.IsZero() {
+				p.pack.Stamp.Wall = s.at.Wall.Add(late)
+			}
+		}
+		p.newest = p.pack.Stamp.Mono
 	}
+	p.text += text
 	if s.done != nil {
 		p.packed = append(p.packed, s.done)
 		p.acks++
 	}
+	for _, r := range readings {
+		r.Offset = s.at.Mono - p.pack.Stamp.Mono
+		p.pack.Readings = append(p.pack.Readings, r)
+	}
+}
+
+// values returns what a block has of a sample, and about how many bytes that is. What
+// no block can have is left out alone.
+func (p *packer) values(s sample) (out []block.Reading, text int) {
 	for _, r := range s.readings {
 		v, err := Value(r.Value)
 		if err != nil {
+			p.d.failed.Add(1)
 			p.d.log.Error("a reading is left out", "sensor", s.sensor, "name", r.Name, "error", err)
 			continue
 		}
-		p.pack.Readings = append(p.pack.Readings, block.Reading{
-			Name: s.sensor + "/" + r.Name, Unit: r.Unit, Offset: s.at.Mono - p.pack.Stamp.Mono, Value: v, Quality: r.Quality,
-		})
+		x := block.Reading{Name: s.sensor + "/" + r.Name, Unit: r.Unit, Value: v, Quality: r.Quality}
+		text += len(x.Name) + len(x.Unit) + len(v.Text) + len(v.Data) + 32
+		out = append(out, x)
 	}
+	return out, text
 }
 
 // Value returns what a block has of a reading's value.
 func Value(v any) (block.Value, error) {
 	switch v := v.(type) {
 	case float64:
+		if math.IsNaN(v) || math.IsInf(v, 0) {
+			return block.Value{}, fmt.Errorf("%v is no number", v)
+		}
 		return block.Number(v), nil
 	case string:
+		if !utf8.ValidString(v) {
+			return block.Value{}, fmt.Errorf("%.40q is not UTF-8", v)
+		}
 		return block.Value{Kind: block.Text, Text: v}, nil
 	case bool:
 		return block.Value{Kind: block.Bool, Bool: v}, nil
@@ -261,9 +338,15 @@ func (p *packer) finish() {
 	}
 	var err error
 	x.Block, err = p.d.cfg.Encoding.Pack(p.pack)
+	if most := p.d.cfg.Feed.MaxBlock(); err == nil && len(x.Data) > most {
+		err = fmt.Errorf("%d bytes, and a block of this feed has at most %d: shorter texts, or a larger max_share", len(x.Data), most)
+	}
+	from := p.pack.Stamp
 	p.pack = nil
-	if err != nil {
-		p.d.log.Error("a pack is left out", "error", err)
+	if err != nil { // it would not be better the next time
+		p.d.log.Error("readings are left out", "error", err)
+		p.d.dropped.Add(1)
+		p.add(block.Entry{Kind: block.GapEntry, Stamp: from, From: &from.Mono, To: &p.newest, Cause: CauseInvalid})
 		p.tell(x, nil)
 		return
 	}
@@ -289,6 +372,7 @@ func (p *packer) submit() {
 		}
 		p.flying = p.flying[1:]
 		p.failing = false
+		p.d.trouble.Store(nil)
 		p.hurrying = p.hurrying && len(p.flying) > 0
 	}
 	p.fly()
@@ -322,6 +406,10 @@ func (p *packer) fly() {
 		p.waiting, p.lost = nil, nil
 		return
 	}
+	if errors.Is(err, feed.ErrBusy) {
+		p.d.cfg.Feed.Hurry()
+		return
+	}
 	p.complain(err)
 	if len(p.flying) == 0 {
 		p.shed()
@@ -329,6 +417,8 @@ func (p *packer) fly() {
 }
 
 func (p *packer) complain(err error) {
+	why := err.Error()
+	p.d.trouble.Store(&why)
 	if !p.failing {
 		p.d.log.Error("the card does not take readings; they wait in memory", "error", err)
 	}
@@ -375,6 +465,15 @@ func (s *span) join(t *span) *span {
 	return &span{min(s.from, t.from), max(s.to, t.to)}
 }
 
+// count takes down how much waits.
+func (p *packer) count() {
+	n := len(p.waiting)
+	for _, f := range p.flying {
+		n += len(f.parcels)
+	}
+	p.d.waiting.Store(int64(n))
+}
+
 // shed drops the oldest packs when too many wait, and remembers from when to
 // when. Entries stay: they are few, and say what nothing else does.
 func (p *packer) shed() {
@@ -413,5 +512,6 @@ func (p *packer) end() (err error) {
 			tries = 0
 		}
 	}
-	return errors.Join(fmt.Errorf("the card did not take the last %d blocks", len(p.waiting)), err)
+	p.count()
+	return errors.Join(fmt.Errorf("the card did not take the last %d blocks", p.d.waiting.Load()), err, p.leave())
 }

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"dazaar-edge/sensors"
@@ -53,7 +54,7 @@ type Config struct {
 type event struct {
 	at     time.Duration // monotonic
 	rising bool
-	seq    uint32 // number of the edge, from 1
+	seq    uint32 // number of the edge, from 1; 0 from kernels before 5.10
 }
 
 // line is a requested line.
@@ -115,10 +116,12 @@ type Source struct {
 	now  func() time.Time
 	line line
 
-	mu   sync.Mutex
-	seq  uint32    // of the newest edge; guarded by mu
-	from uint32    // of the newest that was read
+	kept uint32    // edges of a line that failed, which no reading has yet
+	from uint32    // number of the newest edge that was read
 	at   time.Time // when that was
+
+	mu  sync.Mutex
+	seq uint32 // of the newest edge; guarded by mu
 }
 
 // New returns a source for the modes level, counter and rate.
@@ -148,6 +151,7 @@ func (s *Source) Read(context.Context) ([]sensors.Reading, error) {
 	}
 	v, err := s.line.Value() // also shows that the chip is there
 	if err != nil {
+		s.kept += s.edges()
 		s.drop()
 		return nil, fmt.Errorf("%w: %s line %d: %w", sensors.ErrGone, s.cfg.Chip, s.cfg.Line, err)
 	}
@@ -156,10 +160,8 @@ func (s *Source) Read(context.Context) ([]sensors.Reading, error) {
 		r.Value = v == 1
 		return []sensors.Reading{r}, nil
 	}
-	s.mu.Lock()
-	n := s.seq - s.from // numbers may wrap
-	s.from = s.seq
-	s.mu.Unlock()
+	n := s.edges() + s.kept
+	s.kept = 0
 	now := s.now()
 	took := now.Sub(s.at)
 	s.at = now
@@ -174,11 +176,24 @@ func (s *Source) Read(context.Context) ([]sensors.Reading, error) {
 	return []sensors.Reading{r}, nil
 }
 
+// edges returns how many came since the last look.
+func (s *Source) edges() uint32 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := s.seq - s.from // numbers may wrap
+	s.from = s.seq
+	return n
+}
+
 // count takes an edge.
 func (s *Source) count(e event) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.seq = e.seq
+	if e.seq == 0 {
+		s.seq++
+	} else {
+		s.seq = e.seq
+	}
 }
 
 func (s *Source) drop() {
@@ -218,13 +233,16 @@ const edges = 256
 // errLost says that edges came faster than they were taken.
 var errLost = errors.New("edges were lost: debounce them, or count them")
 
-// Stream implements [sensors.Streamer]. A reading is true for a rising edge.
+// Stream implements [sensors.Streamer]. A reading is true for a rising edge. An event
+// without readings says that the line is watched.
 func (s *Stream) Stream(ctx context.Context, emit func(sensors.Event)) error {
 	in := make(chan event, edges)
+	var lost atomic.Bool
 	l, err := s.open(s.cfg, func(e event) {
 		select {
 		case in <- e:
-		default: // the next one shows the hole
+		default:
+			lost.Store(true)
 		}
 	})
 	if err != nil {
@@ -233,8 +251,12 @@ func (s *Stream) Stream(ctx context.Context, emit func(sensors.Event)) error {
 	defer l.Close()
 	look := time.NewTicker(10 * time.Second)
 	defer look.Stop()
+	emit(sensors.Event{})
 	next := uint32(1)
 	for {
+		if lost.Load() && len(in) == 0 { // what came before that is reported
+			return fmt.Errorf("%w: %s line %d", errLost, s.cfg.Chip, s.cfg.Line)
+		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -243,7 +265,7 @@ func (s *Stream) Stream(ctx context.Context, emit func(sensors.Event)) error {
 				return fmt.Errorf("%w: %s line %d: %w", sensors.ErrGone, s.cfg.Chip, s.cfg.Line, err)
 			}
 		case e := <-in:
-			if e.seq != next {
+			if e.seq != next && e.seq != 0 {
 				return fmt.Errorf("%w: %s line %d: %d", errLost, s.cfg.Chip, s.cfg.Line, e.seq-next)
 			}
 			next++

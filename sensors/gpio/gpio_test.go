@@ -85,7 +85,8 @@ func TestCounter(t *testing.T) {
 	if got := read(t, s); got != 0. {
 		t.Error(got)
 	}
-	// Pulled out, and back: counting begins anew, and nothing is counted twice.
+	// Pulled out, and back: counting begins anew, and nothing is counted twice, nor lost.
+	w.edge(event{seq: 11})
 	w.gone = true
 	if _, err := s.Read(context.Background()); !errors.Is(err, sensors.ErrGone) || w.closed != 1 {
 		t.Error(err, w.closed)
@@ -94,12 +95,33 @@ func TestCounter(t *testing.T) {
 		t.Error(err)
 	}
 	w.gone = false
-	if got := read(t, s); got != 0. {
+	if got := read(t, s); got != 0.5 {
 		t.Error(got)
 	}
 	w.edge(event{seq: 1})
 	if got := read(t, s); got != 0.5 {
 		t.Error(got)
+	}
+	w.edge(event{}) // from an old kernel
+	w.edge(event{})
+	if got := read(t, s); got != 1. {
+		t.Error(got)
+	}
+}
+
+// TestBurst: of more edges than there is room for it says that some were lost, behind
+// those that it has.
+func TestBurst(t *testing.T) {
+	s := &Stream{Config{Mode: Edge, Name: "door"}, nil, func() time.Duration { return 0 }}
+	s.open = func(_ Config, f func(event)) (line, error) {
+		for i := range uint32(edges + 50) {
+			f(event{0, true, i + 1})
+		}
+		return &wire{}, nil
+	}
+	n := 0
+	if err := s.Stream(context.Background(), func(e sensors.Event) { n += len(e.Readings) }); !errors.Is(err, errLost) || n != edges {
+		t.Error(n, err)
 	}
 }
 
@@ -132,7 +154,13 @@ func TestStream(t *testing.T) {
 		}
 		ctx, cancel := context.WithCancel(context.Background())
 		defer cancel()
-		go func() { done <- s.Stream(ctx, func(e sensors.Event) { got <- e }) }()
+		go func() {
+			done <- s.Stream(ctx, func(e sensors.Event) {
+				if len(e.Readings) > 0 {
+					got <- e
+				}
+			})
+		}()
 		<-opened
 		for _, e := range edges {
 			w.edge(e)
@@ -161,7 +189,12 @@ func TestStream(t *testing.T) {
 		f(event{8 * time.Second, true, 1})
 		return w, nil
 	}
-	s.Stream(ctx, func(x sensors.Event) { e = x; cancel() }) //nolint:errcheck // it was cancelled
+	s.Stream(ctx, func(x sensors.Event) { //nolint:errcheck // it is cancelled
+		if len(x.Readings) > 0 {
+			e = x
+			cancel()
+		}
+	})
 	if e.Age != 2*time.Second || len(e.Readings) != 1 || e.Readings[0].Value != true || e.Readings[0].Name != "door" {
 		t.Errorf("%+v", e)
 	}

@@ -43,7 +43,9 @@ type Config struct {
 	// ClientID is fixed for the device: the broker keeps what is not acknowledged
 	// under it.
 	ClientID string
-	Log      *slog.Logger // nil discards
+	// Clean has the broker keep nothing: for a look at what is there.
+	Clean bool
+	Log   *slog.Logger // nil discards
 }
 
 // Limits.
@@ -52,48 +54,47 @@ const (
 	// queue is how many messages wait for the device.
 	queue     = 256
 	keepAlive = 30 * time.Second
-	// lookEvery is how often a source looks whether there is a broker.
-	lookEvery = 10 * time.Second
+	// answer is how long the broker may take to answer, and a source waits for it before
+	// it says so.
+	answer = 10 * time.Second
+	// Between attempts to connect.
+	firstPause, lastPause = time.Second, 30 * time.Second
 )
 
-// Client is the connection that all sources share. It connects while a source
-// streams, and stays connected.
+// Client is the connection that all sources share. It connects when a source streams,
+// and stays connected. Each connection is a client of the library's of its own, which
+// does not connect again by itself.
 type Client struct {
-	cfg  Config
-	log  *slog.Logger
-	paho paho.Client
+	cfg Config
+	log *slog.Logger
+
+	again chan error // why it must connect anew; room for one
+	stop  chan struct{}
+	wg    sync.WaitGroup
 
 	mu      sync.Mutex
-	sources []*Source // that stream; guarded by mu, like all below
+	sources []*Source     // guarded by mu, like all below
+	link    paho.Client   // nil while there is no connection
+	number  int           // of the connection
+	why     error         // why there is none
+	moved   chan struct{} // closed when link, why or closed change, and replaced
 	begun   bool
 	closed  bool
-	// resending: somebody connects anew.
-	resending bool
-
-	stop chan struct{}
-	wg   sync.WaitGroup
 }
 
-// errClosed says that the client was closed.
-var errClosed = errors.New("mqtt: closed")
+// Errors of a connection.
+var (
+	errClosed   = errors.New("mqtt: closed")
+	errSilent   = errors.New("the broker does not answer")
+	errNotTried = errors.New("not connected yet")
+)
 
 // New returns a client; nothing is connected yet.
 func New(cfg Config) *Client {
-	c := &Client{cfg: cfg, log: cfg.Log, stop: make(chan struct{})}
+	c := &Client{cfg: cfg, log: cfg.Log, again: make(chan error, 1), stop: make(chan struct{}), why: errNotTried, moved: make(chan struct{})}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}
-	o := paho.NewClientOptions().AddBroker(cfg.Broker).SetClientID(cfg.ClientID).SetUsername(cfg.Username).SetPassword(cfg.Password)
-	o.SetCleanSession(false).SetAutoAckDisabled(true).SetOrderMatters(true).SetResumeSubs(false)
-	o.SetConnectRetry(true).SetConnectRetryInterval(5 * time.Second).SetAutoReconnect(true).SetMaxReconnectInterval(30 * time.Second)
-	o.SetKeepAlive(keepAlive).SetPingTimeout(10 * time.Second).SetConnectTimeout(10 * time.Second).SetWriteTimeout(10 * time.Second)
-	if cfg.TLS != nil {
-		o.SetTLSConfig(cfg.TLS)
-	}
-	o.SetDefaultPublishHandler(c.received)
-	o.SetOnConnectHandler(func(paho.Client) { c.connected() })
-	o.SetConnectionLostHandler(func(_ paho.Client, err error) { c.lost(err) })
-	c.paho = paho.NewClient(o)
 	return c
 }
 
@@ -102,17 +103,24 @@ type SourceConfig struct {
 	// Topic is a filter, with + and #.
 	Topic string
 	// Fields are the paths in JSON payloads, each with its unit; none takes the whole
-	// payload, as Name with Unit.
+	// payload, as Name with Unit. What has a unit is a number.
 	Fields     map[string]string
 	Name, Unit string
 }
 
-// Source is one topic filter. It implements [sensors.Streamer].
+// Source is one topic filter. It implements [sensors.Streamer]. From the time that it is
+// made its messages are kept for it, or not acknowledged.
 type Source struct {
-	c     *Client
-	cfg   SourceConfig
-	in    chan paho.Message
-	again chan error // the connection was lost, or messages were
+	c   *Client
+	cfg SourceConfig
+	in  chan paho.Message
+
+	refused error // the broker's word about the subscription; guarded by the client's mu
+
+	// Of the goroutine that streams: the connection for which it said that it works, 0 if
+	// none; and whether it said that there is none.
+	works int
+	said  bool
 }
 
 // Source returns a source. The error is about the filter.
@@ -120,27 +128,44 @@ func (c *Client) Source(cfg SourceConfig) (*Source, error) {
 	if err := CheckFilter(cfg.Topic); err != nil {
 		return nil, err
 	}
-	return &Source{c: c, cfg: cfg, in: make(chan paho.Message, queue), again: make(chan error, 1)}, nil
+	s := &Source{c: c, cfg: cfg, in: make(chan paho.Message, queue)}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.sources = append(c.sources, s)
+	if c.link != nil {
+		link := c.link
+		c.wg.Go(func() { c.subscribe(link, s) })
+	}
+	return s, nil
 }
 
-// Stream implements [sensors.Streamer].
+// Stream implements [sensors.Streamer]. An event without readings says that it works
+// again.
 func (s *Source) Stream(ctx context.Context, emit func(sensors.Event)) error {
-	defer s.c.leave(s)
-	if err := s.c.join(s); err != nil {
-		return err
-	}
-	look := time.NewTicker(lookEvery)
-	defer look.Stop()
+	s.c.begin()
+	patience := time.NewTimer(answer)
+	defer patience.Stop()
 	for {
+		st := s.c.state(s)
+		switch {
+		case st.err != nil:
+			return st.err
+		case s.works != 0 && s.works != st.number:
+			s.works, s.said = 0, true
+			return fmt.Errorf("%w: the connection to the broker at %s broke: %w", sensors.ErrGone, s.c.cfg.Broker, st.why)
+		case s.works == 0 && st.number != 0:
+			s.works, s.said = st.number, false
+			emit(sensors.Event{})
+		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-look.C:
-			if !s.c.paho.IsConnectionOpen() {
-				return fmt.Errorf("%w: no broker at %s", sensors.ErrGone, s.c.cfg.Broker)
+		case <-st.moved:
+		case <-patience.C:
+			if s.works == 0 && !s.said { // else it waits until there is news
+				s.said = true
+				return fmt.Errorf("%w: no connection to the broker at %s: %w", sensors.ErrGone, s.c.cfg.Broker, st.why)
 			}
-		case err := <-s.again:
-			return err
 		case m := <-s.in:
 			readings, err := s.cfg.parse(m)
 			if err != nil {
@@ -157,81 +182,163 @@ func (s *Source) Stream(ctx context.Context, emit func(sensors.Event)) error {
 	}
 }
 
-// Close implements [sensors.Streamer]. The client is closed by whom it belongs to.
+// Close implements [sensors.Streamer]: its messages are not acknowledged any more. The
+// client is closed by whom it belongs to.
 func (s *Source) Close() error { return nil }
 
-// join has the source's messages come: it connects if need be, and subscribes.
-func (c *Client) join(s *Source) error {
-	c.mu.Lock()
-	if c.closed {
-		c.mu.Unlock()
-		return errClosed
-	}
-	c.sources = append(c.sources, s)
-	if !c.begun {
-		c.begun = true
-		c.paho.Connect() // tries for ever; connected subscribes
-	}
-	c.mu.Unlock()
-	if c.paho.IsConnectionOpen() {
-		return c.subscribe(s)
-	}
-	return nil
+// state is what a source sees of its client.
+type state struct {
+	number int // of the connection on which it is subscribed; 0 is none
+	why    error
+	moved  <-chan struct{}
+	err    error // it cannot go on
 }
 
-func (c *Client) leave(s *Source) {
+func (c *Client) state(s *Source) (st state) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.sources = slices.DeleteFunc(c.sources, func(x *Source) bool { return x == s })
+	st = state{why: c.why, moved: c.moved}
+	switch {
+	case c.closed:
+		st.err = errClosed
+	case s.refused != nil && c.link != nil:
+		st.err, s.refused = s.refused, nil
+		link := c.link
+		c.wg.Go(func() { // it may be allowed by the next look
+			select {
+			case <-time.After(answer):
+				c.subscribe(link, s)
+			case <-c.stop:
+			}
+		})
+	case c.link != nil:
+		st.number = c.number
+	}
+	return st
 }
 
-func (c *Client) subscribe(s *Source) error {
-	t := c.paho.Subscribe(s.cfg.Topic, 1, nil)
-	if !t.WaitTimeout(10 * time.Second) {
-		return fmt.Errorf("%w: the broker does not answer to a subscription", sensors.ErrGone)
+// begin connects, if that did not begin.
+func (c *Client) begin() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.begun && !c.closed {
+		c.begun = true
+		c.wg.Go(c.run)
+	}
+}
+
+// set takes down that there is a connection, or why not.
+func (c *Client) set(link paho.Client, why error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.link = link; link != nil {
+		c.number++
+	}
+	c.why = why
+	close(c.moved)
+	c.moved = make(chan struct{})
+}
+
+// run connects for as long as it may.
+func (c *Client) run() {
+	pause := firstPause
+	for {
+		select {
+		case <-c.again: // that is what happens
+		default:
+		}
+		lost := make(chan error, 1)
+		link := c.client(lost)
+		err := c.connect(link)
+		if err == nil {
+			c.log.Info("connected to the broker", "broker", c.cfg.Broker)
+			pause = firstPause
+			for _, s := range c.all() {
+				c.subscribe(link, s)
+			}
+			c.set(link, nil)
+			select {
+			case err = <-lost:
+			case err = <-c.again:
+			case <-c.stop:
+			}
+		}
+		select {
+		case <-c.stop:
+			link.Disconnect(250) // what was acknowledged goes out
+			return
+		default:
+		}
+		c.set(nil, err)
+		link.Disconnect(0)
+		c.log.Warn("no connection to the broker; trying again", "broker", c.cfg.Broker, "in", pause, "error", err)
+		select {
+		case <-time.After(pause): // whatever is in the way may be gone then
+		case <-c.stop:
+			return
+		}
+		pause = min(2*pause, lastPause)
+	}
+}
+
+func (c *Client) client(lost chan<- error) paho.Client {
+	o := paho.NewClientOptions().AddBroker(c.cfg.Broker).SetClientID(c.cfg.ClientID).SetUsername(c.cfg.Username).SetPassword(c.cfg.Password)
+	o.SetCleanSession(c.cfg.Clean).SetAutoAckDisabled(true).SetOrderMatters(true).SetResumeSubs(false).SetAutoReconnect(false)
+	o.SetKeepAlive(keepAlive).SetPingTimeout(answer).SetConnectTimeout(answer).SetWriteTimeout(answer)
+	if c.cfg.TLS != nil {
+		o.SetTLSConfig(c.cfg.TLS)
+	}
+	o.SetDefaultPublishHandler(c.received)
+	o.SetConnectionLostHandler(func(_ paho.Client, err error) { lost <- err })
+	return paho.NewClient(o)
+}
+
+func (c *Client) connect(link paho.Client) error {
+	t := link.Connect()
+	select {
+	case <-t.Done():
+		return t.Error()
+	case <-time.After(2 * answer):
+		return errSilent
+	case <-c.stop:
+		return errClosed
+	}
+}
+
+// subscribe has a source's messages come, or takes down why they do not.
+func (c *Client) subscribe(link paho.Client, s *Source) {
+	err := subscribe(link, s.cfg.Topic)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if s.refused = err; err != nil {
+		c.log.Warn("a subscription failed", "topic", s.cfg.Topic, "error", err)
+		close(c.moved)
+		c.moved = make(chan struct{})
+	}
+}
+
+func subscribe(link paho.Client, topic string) error {
+	t := link.Subscribe(topic, 1, nil)
+	if !t.WaitTimeout(answer) {
+		return fmt.Errorf("%w: the broker does not answer to a subscription to %s", sensors.ErrGone, topic)
 	}
 	if err := t.Error(); err != nil {
-		return fmt.Errorf("%w: subscribe to %s: %w", sensors.ErrGone, s.cfg.Topic, err)
+		return fmt.Errorf("%w: subscribe to %s: %w", sensors.ErrGone, topic, err)
 	}
 	if sub, ok := t.(*paho.SubscribeToken); ok {
 		for _, code := range sub.Result() {
 			if code == 0x80 {
-				return fmt.Errorf("%w: the broker refuses the subscription to %s: may this user read it?", sensors.ErrGone, s.cfg.Topic)
+				return fmt.Errorf("%w: the broker refuses the subscription to %s: may this user read it?", sensors.ErrGone, topic)
 			}
 		}
 	}
 	return nil
 }
 
-// connected subscribes all sources, as the broker may have forgotten them.
-func (c *Client) connected() {
-	c.log.Info("connected to the broker", "broker", c.cfg.Broker)
-	for _, s := range c.all() {
-		if err := c.subscribe(s); err != nil {
-			s.poke(err)
-		}
-	}
-}
-
 func (c *Client) all() []*Source {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return slices.Clone(c.sources)
-}
-
-// lost tells all sources that the connection broke: what comes next may be later.
-func (c *Client) lost(err error) {
-	c.log.Warn("the connection to the broker broke", "broker", c.cfg.Broker, "error", err)
-	for _, s := range c.all() {
-		s.poke(fmt.Errorf("%w: %w", sensors.ErrGone, err))
-	}
-}
-
-func (s *Source) poke(err error) {
-	select {
-	case s.again <- err:
-	default:
-	}
 }
 
 // received hands a message to the sources that asked for it. It does not wait: the
@@ -263,40 +370,23 @@ func (c *Client) received(_ paho.Client, m paho.Message) {
 // resend has the broker send again what was not acknowledged: it does so when one
 // connects.
 func (c *Client) resend(err error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.closed || c.resending {
-		return
+	select {
+	case c.again <- fmt.Errorf("messages were not kept, and are asked for again: %w", err):
+	default: // that is on its way
 	}
-	c.resending = true
-	c.log.Warn("messages were not kept, and are asked for again", "because", err)
-	c.wg.Go(func() {
-		select {
-		case <-time.After(time.Second): // whatever is in the way may be gone then
-			c.paho.Disconnect(250)
-			c.paho.Connect()
-		case <-c.stop:
-		}
-		c.mu.Lock()
-		c.resending = false
-		c.mu.Unlock()
-	})
 }
 
 // Close ends the connection. The broker keeps what was not acknowledged.
 func (c *Client) Close() error {
 	c.mu.Lock()
-	closed, begun := c.closed, c.begun
-	c.closed = true
+	closed := c.closed
+	if c.closed = true; !closed {
+		close(c.stop)
+		close(c.moved)
+		c.moved = make(chan struct{})
+	}
 	c.mu.Unlock()
-	if closed {
-		return nil
-	}
-	close(c.stop)
 	c.wg.Wait()
-	if begun {
-		c.paho.Disconnect(250)
-	}
 	return nil
 }
 
