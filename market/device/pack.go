@@ -35,6 +35,7 @@ type packer struct {
 	packed  []func(error)
 	lost    *span // packs that were dropped, behind flying and before waiting
 	failing bool
+	why     error // of failing
 	// hurrying: what is submitted is being committed at once.
 	hurrying bool
 }
@@ -422,7 +423,7 @@ func (p *packer) complain(err error) {
 	if !p.failing {
 		p.d.log.Error("the card does not take readings; they wait in memory", "error", err)
 	}
-	p.failing = true
+	p.failing, p.why = true, err
 }
 
 // again takes back everything from a failed batch on.
@@ -497,11 +498,11 @@ func (p *packer) shed() {
 const endTries = 5
 
 // end waits until everything is durable, or the card does not take it.
-func (p *packer) end() (err error) {
+func (p *packer) end() error {
 	for tries := 0; tries < endTries; tries++ {
 		before := len(p.waiting)
 		p.submit()
-		if err = p.d.cfg.Feed.Flush(context.Background()); errors.Is(err, storage.ErrClosed) {
+		if err := p.d.cfg.Feed.Flush(context.Background()); errors.Is(err, storage.ErrClosed) {
 			break
 		}
 		p.submit()
@@ -513,5 +514,5 @@ func (p *packer) end() (err error) {
 		}
 	}
 	p.count()
-	return errors.Join(fmt.Errorf("the card did not take the last %d blocks", p.d.waiting.Load()), err, p.leave())
+	return errors.Join(fmt.Errorf("the card did not take the last %d blocks", p.d.waiting.Load()), p.why, p.leave())
 }

@@ -40,7 +40,16 @@ type Source struct {
 	bus     *guard
 	dev     *bmxx80.Dev
 	humid   bool
+	control byte // of humidity, as the driver set it
 }
+
+// regHumidity is the register by which humidity is measured. The driver writes it once: a
+// chip that lost its power for a moment has forgotten it, and gives a value that looks
+// right. Source: BST-BME280-DS002, 5.4.3.
+const regHumidity = 0xf2
+
+// errReset says that the chip lost what it had been told.
+var errReset = errors.New("it was reset, for want of power?")
 
 // New returns a source for the chip at this address of the bus that open opens.
 // The chip is looked for at the first Read, and again after errors.
@@ -84,8 +93,19 @@ func (s *Source) connect() (err error) {
 	}
 	var precision physic.Env
 	s.dev.Precision(&precision)
-	s.humid = precision.Humidity > 0
+	if s.humid = precision.Humidity > 0; !s.humid {
+		return nil
+	}
+	if s.control, err = s.read(regHumidity); err != nil {
+		return errors.Join(fmt.Errorf("%w: %w", sensors.ErrGone, err), s.drop())
+	}
 	return nil
+}
+
+func (s *Source) read(register byte) (byte, error) {
+	var b [1]byte
+	err := s.bus.Tx(s.address, []byte{register}, b[:])
+	return b[0], err
 }
 
 // drop forgets the bus, so that the next Read begins anew.
@@ -108,6 +128,14 @@ func (s *Source) Read(context.Context) ([]sensors.Reading, error) {
 	s.bus.until = time.Now().Add(patience)
 	if err := s.dev.Sense(&env); err != nil {
 		return nil, errors.Join(fmt.Errorf("%w: %w", sensors.ErrGone, err), s.drop())
+	}
+	if s.humid {
+		switch control, err := s.read(regHumidity); {
+		case err != nil:
+			return nil, errors.Join(fmt.Errorf("%w: %w", sensors.ErrGone, err), s.drop())
+		case control != s.control:
+			return nil, errors.Join(fmt.Errorf("%w: %w", sensors.ErrGone, errReset), s.drop())
+		}
 	}
 	out := []sensors.Reading{
 		{Name: "temperature", Unit: "Cel", Value: round(env.Temperature.Celsius(), 1e3)},

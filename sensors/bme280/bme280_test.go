@@ -60,6 +60,26 @@ func TestUnplugged(t *testing.T) {
 	}
 }
 
+// TestReset: a chip that lost its power for a moment gives no wrong humidity.
+func TestReset(t *testing.T) {
+	c := chip.New(chip.BME280, Address)
+	s := New(func() (i2c.BusCloser, error) { return c, nil }, Address)
+	c.Set(20, 100_000, 45)
+	for i := range 10 {
+		got, err := s.Read(context.Background())
+		switch {
+		case errors.Is(err, sensors.ErrGone) && i%3 == 1:
+		case err != nil:
+			t.Fatal(err)
+		case math.Abs(got[2].Value.(float64)-45) > 0.1:
+			t.Errorf("humidity %v", got[2].Value)
+		}
+		if i%3 == 0 {
+			c.Reset()
+		}
+	}
+}
+
 func TestOpenBus(t *testing.T) {
 	if _, err := OpenBus(87); err == nil {
 		t.Error("bus 87 exists")

@@ -7,7 +7,7 @@
 //	door open
 //
 // one word is a value, two are name and value, three name, value and unit. A value
-// is a number, true, false, or text.
+// is a number, true, false, or text; only a number has a unit.
 package exec
 
 import (
@@ -90,7 +90,12 @@ func (s *Source) Read(ctx context.Context) ([]sensors.Reading, error) {
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
 	out, said := &limited{left: maxOutput, end: end}, &limited{left: maxOutput, end: end}
 	cmd.Stdout, cmd.Stderr = out, said
-	if err := cmd.Run(); err != nil {
+	err := cmd.Run()
+	if cmd.Process != nil {
+		syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) //nolint:errcheck // most leave nobody behind
+	}
+	// Somebody it left behind held its output open: it ended all the same, and well.
+	if err != nil && !(errors.Is(err, exec.ErrWaitDelay) && ctx.Err() == nil) {
 		switch {
 		case errors.Is(context.Cause(ctx), context.DeadlineExceeded):
 			err = fmt.Errorf("it takes longer than %v", s.cfg.Timeout)
@@ -111,7 +116,7 @@ func (s *Source) Close() error { return nil }
 // parse reads the lines of an output.
 func (s *Source) parse(text string) (out []sensors.Reading, err error) {
 	seen := map[string]bool{}
-	for line := range strings.Lines(text) {
+	for line := range strings.Lines(strings.ToValidUTF8(text, "\uFFFD")) {
 		words := strings.Fields(line)
 		if len(words) == 0 {
 			continue
@@ -125,7 +130,13 @@ func (s *Source) parse(text string) (out []sensors.Reading, err error) {
 		case 3:
 			r.Name, r.Value, r.Unit = words[0], value(words[1]), words[2]
 		}
+		_, number := r.Value.(float64)
+		if !number && len(words) < 3 {
+			r.Unit = ""
+		}
 		switch {
+		case r.Value != nil && !number && r.Unit != "":
+			err = fmt.Errorf("%.80q is no number, and has a unit", strings.TrimSpace(line))
 		case r.Value == nil:
 			err = fmt.Errorf("%.80q is no reading: value, name and value, or name, value and unit", strings.TrimSpace(line))
 		case !sensors.ValidName(r.Name):
@@ -149,9 +160,12 @@ func (s *Source) parse(text string) (out []sensors.Reading, err error) {
 	return out, nil
 }
 
-// value is what a word means.
+// value is what a word means; nil if it means nothing, as not-a-number does.
 func value(word string) any {
-	if v, err := strconv.ParseFloat(word, 64); err == nil && !math.IsNaN(v) && !math.IsInf(v, 0) {
+	if v, err := strconv.ParseFloat(word, 64); err == nil {
+		if math.IsNaN(v) || math.IsInf(v, 0) {
+			return nil
+		}
 		return v
 	}
 	switch word {

@@ -37,8 +37,8 @@ func TestRead(t *testing.T) {
 	tool := script(t, "echo 21.5; echo; echo humidity -4e1 %RH; echo '  door   open '; echo lamp true; echo \"arg $1\"\n")
 	got, err := source(t, Config{Command: []string{tool, "x1"}, Name: "temperature", Unit: "Cel"}).Read(context.Background())
 	want := []sensors.Reading{
-		{Name: "temperature", Unit: "Cel", Value: 21.5}, {Name: "humidity", Unit: "%RH", Value: -40.}, {Name: "door", Unit: "Cel", Value: "open"},
-		{Name: "lamp", Unit: "Cel", Value: true}, {Name: "arg", Unit: "Cel", Value: "x1"},
+		{Name: "temperature", Unit: "Cel", Value: 21.5}, {Name: "humidity", Unit: "%RH", Value: -40.}, {Name: "door", Value: "open"},
+		{Name: "lamp", Value: true}, {Name: "arg", Value: "x1"},
 	}
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v, %v\nwant %+v", got, err, want)
@@ -56,6 +56,8 @@ func TestFails(t *testing.T) {
 		"name":      {"echo 'ä 5'", "is no name"},
 		"unit":      {"echo a 5 celsius", "is no unit"},
 		"twice":     {"echo a 5; echo a 6", "is printed twice"},
+		"nan":       {"echo nan", "is no reading"},
+		"text":      {"echo a unknown Cel", "is no number, and has a unit"},
 		"lines":     {"i=0; while [ $i -lt 100 ]; do echo a$i 1; i=$((i+1)); done", "more than 64 lines"},
 		"no end":    {"yes", "prints too much"},
 		"too long":  {"sleep 60", "longer than 300ms"},
@@ -73,7 +75,12 @@ func TestFails(t *testing.T) {
 			t.Errorf("%s took %v", name, d)
 		}
 	}
-	time.Sleep(1200 * time.Millisecond) // until the daughter would have acted
+	// One who leaves somebody behind, who holds its output open, was read.
+	s := source(t, Config{Command: []string{script(t, "(sleep 1; touch "+left+") & echo 21.5")}, Name: "x"})
+	if got, err := s.Read(context.Background()); err != nil || len(got) != 1 || got[0].Value != 21.5 {
+		t.Error(got, err)
+	}
+	time.Sleep(1200 * time.Millisecond) // until the daughters would have acted
 	if _, err := os.Stat(left); err == nil {
 		t.Error("what the program started goes on")
 	}

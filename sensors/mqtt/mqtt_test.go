@@ -416,7 +416,12 @@ func TestPayloads(t *testing.T) {
 		}},
 		{fields, "home/x/state", `{"z":1}`, nil}, {fields, "home/x/state", `nonsense`, nil}, {fields, "home/x/state", `{"a":null,"b":7}`, nil},
 		{value, "t", " 101325.2 ", []sensors.Reading{{Name: "value", Unit: "Pa", Value: 101325.2}}}, {value, "t", "true", []sensors.Reading{{Name: "value", Unit: "Pa", Value: true}}},
-		{value, "t", `"7"`, []sensors.Reading{{Name: "value", Unit: "Pa", Value: 7.}}}, {value, "t", "", nil}, {value, "t", `{"a":1}`, nil}, {value, "t", "NaN", []sensors.Reading{{Name: "value", Unit: "Pa", Value: "NaN"}}},
+		{value, "t", `"7"`, []sensors.Reading{{Name: "value", Unit: "Pa", Value: 7.}}}, {value, "t", "", nil}, {value, "t", `{"a":1}`, nil}, {value, "t", "NaN", nil},
+		{value, "t", "unavailable", nil}, {fields, "home/x/state", `{"a":"unavailable"}`, nil}, {value, "t", "gr\xfcn", nil},
+		{SourceConfig{Topic: "t", Name: "door"}, "t", "open", []sensors.Reading{{Name: "door", Value: "open"}}},
+		{SourceConfig{Topic: "t", Fields: map[string]string{"pm2.5": "ug/m3", "a.pm2.5.1": ""}}, "t", `{"pm2.5":7,"a":{"pm2.5":[1,"x"]}}`, []sensors.Reading{
+			{Name: "a.pm2.5.1", Value: "x"}, {Name: "pm2.5", Unit: "ug/m3", Value: 7.},
+		}},
 		{value, "t", "\x00\x01", nil},
 	} {
 		got, err := c.cfg.parse(said{topic: c.topic, payload: c.payload})

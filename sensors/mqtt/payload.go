@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"dazaar-edge/sensors"
 
@@ -98,6 +99,9 @@ func (c *SourceConfig) parse(m paho.Message) ([]sensors.Reading, error) {
 		if err != nil {
 			return nil, err
 		}
+		if _, text := v.(string); text && c.Unit != "" {
+			return nil, errNothing
+		}
 		return []sensors.Reading{{Name: name(append(levels, c.Name)...), Unit: c.Unit, Value: v, Quality: quality}}, nil
 	}
 	var doc any
@@ -106,8 +110,8 @@ func (c *SourceConfig) parse(m paho.Message) ([]sensors.Reading, error) {
 	}
 	var out []sensors.Reading
 	for path, unit := range c.Fields {
-		v, ok := value(find(doc, strings.Split(path, ".")))
-		if ok {
+		v, ok := value(find(doc, path))
+		if _, text := v.(string); ok && !(text && unit != "") { // "unavailable" is no temperature
 			out = append(out, sensors.Reading{Name: name(append(slices.Clone(levels), path)...), Unit: unit, Value: v, Quality: quality})
 		}
 	}
@@ -118,23 +122,32 @@ func (c *SourceConfig) parse(m paho.Message) ([]sensors.Reading, error) {
 	return out, nil
 }
 
-// find returns what is at a path; nil if nothing is.
-func find(doc any, path []string) any {
-	for _, key := range path {
-		switch d := doc.(type) {
-		case map[string]any:
-			doc = d[key]
-		case []any:
-			i, err := strconv.ParseUint(key, 10, 31)
-			if err != nil || int(i) >= len(d) {
-				return nil
+// find returns what is at a path; nil if nothing is. A name may have dots of its own, as
+// "pm2.5" has.
+func find(doc any, path string) any {
+	switch d := doc.(type) {
+	case map[string]any:
+		if v, ok := d[path]; ok {
+			return v
+		}
+		for i, c := range path {
+			if c != '.' {
+				continue
 			}
-			doc = d[i]
-		default:
-			return nil
+			if v, ok := d[path[:i]]; ok {
+				return find(v, path[i+1:])
+			}
+		}
+	case []any:
+		key, rest, more := strings.Cut(path, ".")
+		if i, err := strconv.ParseUint(key, 10, 31); err == nil && int(i) < len(d) {
+			if !more {
+				return d[i]
+			}
+			return find(d[i], rest)
 		}
 	}
-	return doc
+	return nil
 }
 
 // value returns what a reading may have of a JSON value.
@@ -176,7 +189,7 @@ func plain(b []byte) (any, error) {
 		}
 		return nil, fmt.Errorf("it is JSON: which fields are wanted? %.40q", s)
 	}
-	if len(s) > 1024 || strings.ContainsRune(s, 0) {
+	if len(s) > 1024 || strings.ContainsRune(s, 0) || !utf8.ValidString(s) {
 		return nil, errors.New("it is no text")
 	}
 	return s, nil

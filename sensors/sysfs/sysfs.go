@@ -21,6 +21,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -134,17 +135,48 @@ func value(file string) (float64, error) {
 	return (v + offset) * scale, err
 }
 
-// besides reads the file of a channel, or that of all channels of its kind:
-// in_voltage0_scale, or in_voltage_scale.
+// besides reads the file of a channel, or that which it shares with others, the most
+// like it first.
 func besides(base, suffix string, missing float64) (float64, error) {
-	v, err := number(base + suffix)
-	if errors.Is(err, fs.ErrNotExist) {
-		v, err = number(strings.TrimRight(base, "0123456789") + suffix)
+	dir, channel := filepath.Split(base)
+	for _, c := range shared(channel) {
+		if v, err := number(dir + c + suffix); !errors.Is(err, fs.ErrNotExist) {
+			return v, err
+		}
 	}
-	if errors.Is(err, fs.ErrNotExist) {
-		return missing, nil
+	return missing, nil
+}
+
+// shared returns the names by which a channel's scale may go. A channel is
+// direction_type, an index, for a difference a - and the other one, and a modifier: of
+// in_voltage0-voltage1 that is in_voltage0-voltage1, in_voltage-voltage, in_voltage and
+// in; of in_accel_x it is in_accel_x, in_accel and in.
+// Source: Documentation/ABI/testing/sysfs-bus-iio of the kernel.
+func shared(channel string) (out []string) {
+	direction, rest, _ := strings.Cut(channel, "_")
+	kind, modifier, modified := strings.Cut(rest, "_")
+	first, second, differs := strings.Cut(kind, "-")
+	bare := func(s string) string { return strings.TrimRight(s, "0123456789") }
+	kinds := []string{kind}
+	if differs {
+		kinds = append(kinds, bare(first)+"-"+bare(second))
 	}
-	return v, err
+	kinds = append(kinds, bare(first))
+	add := func(name string) {
+		if !slices.Contains(out, name) {
+			out = append(out, name)
+		}
+	}
+	if modified {
+		for _, k := range kinds {
+			add(direction + "_" + k + "_" + modifier)
+		}
+	}
+	for _, k := range kinds {
+		add(direction + "_" + k)
+	}
+	add(direction)
+	return out
 }
 
 // number reads what stands in a file.

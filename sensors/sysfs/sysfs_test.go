@@ -52,6 +52,16 @@ func TestRead(t *testing.T) {
 		"sys/bus/iio/devices/iio:device0/in_temp_scale":               "10.5\n",
 		"sys/bus/iio/devices/iio:device0/in_temp_offset":              "-100\n",
 		"sys/bus/iio/devices/iio:device0/in_humidityrelative_raw":     "7\n",
+		"sys/bus/iio/devices/iio:device1/in_temp_object_raw":          "14738\n",
+		"sys/bus/iio/devices/iio:device1/in_temp_offset":              "-13657.5\n",
+		"sys/bus/iio/devices/iio:device1/in_temp_scale":               "20\n",
+		"sys/bus/iio/devices/iio:device1/in_accel_x_raw":              "256\n",
+		"sys/bus/iio/devices/iio:device1/in_accel_y_raw":              "100\n",
+		"sys/bus/iio/devices/iio:device1/in_accel_y_scale":            "2\n",
+		"sys/bus/iio/devices/iio:device1/in_accel_scale":              "0.5\n",
+		"sys/bus/iio/devices/iio:device1/in_voltage0-voltage1_raw":    "1000\n",
+		"sys/bus/iio/devices/iio:device1/in_voltage-voltage_scale":    "0.0625\n",
+		"sys/bus/iio/devices/iio:device1/in_voltage_scale":            "9\n",
 		"sys/bus/w1/devices/w1_bus_master1/w1_master_slaves_are_many": "no\n",
 	})
 	for _, c := range []struct {
@@ -67,6 +77,10 @@ func TestRead(t *testing.T) {
 		{Config{Path: "/sys/bus/iio/devices/iio:device0/in_voltage0_raw", Name: "battery", Unit: "mV"}, []sensors.Reading{{Name: "battery", Unit: "mV", Value: 125.}}},
 		{Config{Path: "/sys/bus/iio/devices/iio:device0/in_temp_raw", Name: "air", Unit: "Cel", Scale: 0.001}, []sensors.Reading{{Name: "air", Unit: "Cel", Value: 25.2}}},
 		{Config{Path: "/sys/bus/iio/devices/iio:device0/in_humidityrelative_raw", Name: "air", Unit: "%RH"}, []sensors.Reading{{Name: "air", Unit: "%RH", Value: 7.}}},
+		{Config{Path: "/sys/bus/iio/devices/iio:device1/in_temp_object_raw", Name: "sky", Unit: "Cel", Scale: 0.001}, []sensors.Reading{{Name: "sky", Unit: "Cel", Value: 21.61}}},
+		{Config{Path: "/sys/bus/iio/devices/iio:device1/in_accel_x_raw", Name: "x"}, []sensors.Reading{{Name: "x", Value: 128.}}},
+		{Config{Path: "/sys/bus/iio/devices/iio:device1/in_accel_y_raw", Name: "y"}, []sensors.Reading{{Name: "y", Value: 200.}}},
+		{Config{Path: "/sys/bus/iio/devices/iio:device1/in_voltage0-voltage1_raw", Name: "u", Unit: "mV"}, []sensors.Reading{{Name: "u", Unit: "mV", Value: 62.5}}},
 	} {
 		if got, err := source(t, root, c.cfg).Read(context.Background()); err != nil || !reflect.DeepEqual(got, c.want) {
 			t.Errorf("%s: %+v, %v; want %+v", c.cfg.Path, got, err, c.want)

@@ -38,8 +38,15 @@ const (
 	regH1          = 0xa1
 	regID          = 0xd0
 	regH2          = 0xe1
+	regControlH    = 0xf2
+	regControl     = 0xf4
+	regConfig      = 0xf5
 	regPressure    = 0xf7
+	regHumidity    = 0xfd
 )
+
+// skipped is the raw value of what is not measured.
+const skipped = 0x8000
 
 // Errors of the bus, as the kernel says them.
 var (
@@ -139,6 +146,13 @@ func (c *Chip) SetFault(f Fault) {
 	c.fault = f
 }
 
+// Reset is what a moment without power does: what the chip was told is forgotten.
+func (c *Chip) Reset() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.reg[regControlH], c.reg[regControl], c.reg[regConfig] = 0, 0, 0
+}
+
 // Closed returns how often the bus was closed.
 func (c *Chip) Closed() int {
 	c.mu.Lock()
@@ -172,7 +186,11 @@ func (c *Chip) Tx(address uint16, w, r []byte) error {
 		return errNACK
 	}
 	if len(w) > 0 {
-		copy(r, c.reg[w[0]:])
+		reg := c.reg
+		if reg[regControlH]&7 == 0 {
+			binary.BigEndian.PutUint16(reg[regHumidity:], skipped)
+		}
+		copy(r, reg[w[0]:])
 		for i := 1; i < len(w); i += 2 {
 			c.reg[w[i-1]] = w[i]
 		}
