@@ -7,14 +7,13 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
-	"github.com/goccy/go-yaml/parser"
 )
 
 // Example is a commented configuration file.
@@ -257,8 +256,10 @@ var keyNames = [...]string{
 // Load reads and checks the file.
 func Load(file string) (*Config, error) {
 	b, err := os.ReadFile(file)
-	if err != nil {
-		return nil, err
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, &Error{File: file, Message: "there is no such file: make one with edge init, or name another with -c"}
+	} else if err != nil {
+		return nil, &Error{File: file, Message: fmt.Sprintf("cannot be read: %v", errors.Unwrap(err))}
 	}
 	return Parse(file, b)
 }
@@ -286,61 +287,6 @@ func (c *Config) Errorf(path, format string, args ...any) error {
 	return r.errs[0]
 }
 
-// reader turns the raw file into a Config and collects what is wrong.
-type reader struct {
-	file string
-	tree *ast.File
-	errs []error
-}
-
-// decode reads the file. The YAML library panics at some of what is no YAML.
-func (r *reader) decode(b []byte, in *raw) (err error) {
-	defer func() {
-		if recover() != nil {
-			err = errors.New("it is not YAML: perhaps a \"!\", \"&\" or \"*\" with nothing behind it; quote text that has them")
-		}
-	}()
-	if r.tree, err = parser.ParseBytes(b, 0); err != nil {
-		return err
-	}
-	return yaml.UnmarshalWithOptions(b, in, yaml.Strict())
-}
-
-// syntax turns an error of the YAML library into ours.
-func (r *reader) syntax(err error) error {
-	e := &Error{File: r.file, Message: err.Error()}
-	var y yaml.Error
-	if errors.As(err, &y) {
-		e.Message = y.GetMessage()
-		if t := y.GetToken(); t != nil && t.Position != nil {
-			e.Line, e.Column = t.Position.Line, t.Position.Column
-			if strings.HasPrefix(e.Message, "unknown field") {
-				e.Message = fmt.Sprintf("unknown key %q", t.Value)
-				if s := suggest(t.Value); s != "" {
-					e.Message += fmt.Sprintf(": did you mean %q?", s)
-				}
-			}
-		}
-	}
-	return e
-}
-
-// fail notes what is wrong at a path like "feeds[0].name".
-func (r *reader) fail(path, format string, args ...any) {
-	e := &Error{File: r.file, Message: path + ": " + fmt.Sprintf(format, args...)}
-	for p := path; p != ""; p = p[:max(strings.LastIndexAny(p, ".["), 0)] {
-		y, err := yaml.PathString("$." + p)
-		if err != nil {
-			continue
-		}
-		if node, err := y.FilterFile(r.tree); err == nil && node.GetToken() != nil {
-			e.Line, e.Column = node.GetToken().Position.Line, node.GetToken().Position.Column
-			break
-		}
-	}
-	r.errs = append(r.errs, e)
-}
-
 // limits reads how much buyers may take.
 func (r *reader) limits(in *raw, c *Config) {
 	l := &in.Limits
@@ -361,6 +307,7 @@ const (
 	minEvery    = 10 * time.Millisecond
 	minMemory   = 16 << 20
 	minRate     = 1000
+	maxCommit   = 1 << 20 // more does not wait for a commit
 	defaultPath = "/var/lib/edge"
 )
 
@@ -403,8 +350,11 @@ func (r *reader) config(in *raw) *Config {
 		CommitEvery: r.duration("storage.commit.every", s.Commit.Every, 10*time.Second, 0),
 		CommitBytes: int(r.size("storage.commit.bytes", s.Commit.Bytes, 4<<10, 0)),
 	}
-	if c.Storage.Path == "" {
+	if c.Storage.Path = r.beside(c.Storage.Path); c.Storage.Path == "" {
 		c.Storage.Path = defaultPath
+	}
+	if c.Storage.CommitBytes > maxCommit {
+		r.fail("storage.commit.bytes", "%s is too much to wait for: at most 1MiB", s.Commit.Bytes)
 	}
 	c.Limits.Memory = r.size("limits.memory", in.Limits.Memory, 0, minMemory)
 	r.limits(in, c)

@@ -41,6 +41,19 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
+// TestBeside: what is named is beside the file, and a file that is not there is an error
+// of the configuration.
+func TestBeside(t *testing.T) {
+	c, err := Parse("/etc/edge/edge.yaml", []byte("storage: {path: data}\nfeeds: [{name: a, sensors: [{name: s, driver: sim}]}]"))
+	if err != nil || c.Storage.Path != "/etc/edge/data" {
+		t.Error(c, err)
+	}
+	var e *Error
+	if _, err := Load("/no/such/edge.yaml"); !errors.As(err, &e) || !strings.Contains(err.Error(), "edge init") {
+		t.Error(err)
+	}
+}
+
 // TestErrors checks that each mistake is named at its place, with the remedy.
 func TestErrors(t *testing.T) {
 	const head = "feeds: [{name: a, sensors: [{name: s, driver: sim}]}]\n"
@@ -51,6 +64,15 @@ func TestErrors(t *testing.T) {
 		{head + "storage: {max_size: 1MiB}", "edge.yaml:2:21: storage.max_size: 1MiB is too small"},
 		{head + "storage: {commit: {every: 10}}", "edge.yaml:2:27: storage.commit.every: \"10\" is not a time"},
 		{head + "storage: {max_age: 7x}", `"7x" is not a time: write 500ms, 10s`},
+		{head + "storage: {commit: {bytes: 2MiB}}", "storage.commit.bytes: 2MiB is too much to wait for"},
+		{head + "---\nstorag: {}", "there is more than one document in it"},
+		{head + "limits: {buyers: many}", `edge.yaml:2:18: "many": a whole number that is not too large is wanted here`},
+		{"feeds: [{name: a, sensors: [{name: s, driver: bme280, address: 300000}]}]", `"300000": a whole number that is not negative, and not too large, is wanted here`},
+		{"feeds: [{name: a, price: free, tcp: ':99999', sensors: [{name: s, driver: sim}]}]", `":99999" is not an address to listen on`},
+		{"feeds: [{name: a, price: free, tcp: ':abc', sensors: [{name: s, driver: sim}]}]", `":abc" is not an address to listen on`},
+		{pay + "feeds: [{name: a, price: free, tcp: ':49739', sensors: [{name: s, driver: sim}]}]", `feeds[0].tcp: ":49739" is taken by payment[0].listen`},
+		{"feeds: [{name: s, sensors: [{name: s, driver: sysfs, path: /x, scale: .nan}]}]", "scale: NaN is no number to compute with"},
+		{"mqtt: {broker: 'tcp://edge:hunter2@host'}\n" + head, "has a user or a password in it"},
 		{"feeds: []", "edge.yaml:1:8: feeds: nothing to sell"},
 		{"", "nothing to sell"},
 		{"feeds: [{name: a b, sensors: [{name: s, driver: sim}]}]", `edge.yaml:1:16: feeds[0].name: "a b" is not a name`},

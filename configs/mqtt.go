@@ -33,10 +33,10 @@ func (r *reader) broker(path string, in *rawMQTT) *MQTT {
 	}
 	m := &MQTT{Broker: in.Broker, Username: in.Username, CA: r.beside(in.CA)}
 	u, err := url.Parse(in.Broker)
-	if err != nil || u.Host == "" || u.Port() == "" || !slices.Contains([]string{"tcp", "ssl", "ws", "wss"}, u.Scheme) {
-		r.fail(path+".broker", "%q is not a broker: write tcp://127.0.0.1:1883, or ssl://broker.example:8883", in.Broker)
-	} else if u.User != nil {
+	if strings.Contains(in.Broker, "@") {
 		r.fail(path+".broker", "has a user or a password in it: write username, and password_file")
+	} else if err != nil || u.Host == "" || u.Port() == "" || !slices.Contains([]string{"tcp", "ssl", "ws", "wss"}, u.Scheme) {
+		r.fail(path+".broker", "%q is not a broker: write tcp://127.0.0.1:1883, or ssl://broker.example:8883", in.Broker)
 	}
 	if in.PasswordFile != "" {
 		name := r.beside(in.PasswordFile)

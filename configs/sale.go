@@ -63,9 +63,31 @@ func (r *reader) payment(in *raw, c *Config) {
 
 // address checks an address to listen on.
 func (r *reader) address(path, text string) {
-	if _, port, err := net.SplitHostPort(text); err != nil || port == "" {
+	host, port, err := net.SplitHostPort(text)
+	n, bad := strconv.ParseUint(port, 10, 16)
+	if err != nil || bad != nil {
 		r.fail(path, "%q is not an address to listen on: write \":49738\" or \"127.0.0.1:49738\"", text)
+		return
 	}
+	if n == 0 {
+		return // any that is free
+	}
+	for other, at := range r.listen {
+		h, p, _ := net.SplitHostPort(other) //nolint:errcheck // it was checked
+		if p == port && (h == host || anywhere(h) || anywhere(host)) {
+			r.fail(path, "%q is taken by %s: each needs a port of its own", text, at)
+		}
+	}
+	if r.listen == nil {
+		r.listen = map[string]string{}
+	}
+	r.listen[text] = path
+}
+
+// anywhere tells whether a host is every address of this one.
+func anywhere(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "" || ip != nil && ip.IsUnspecified()
 }
 
 // maxTerms bounds terms of use: they travel in one message.

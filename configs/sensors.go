@@ -2,6 +2,7 @@ package configs
 
 import (
 	"fmt"
+	"math"
 	"path"
 	"slices"
 	"strings"
@@ -138,6 +139,11 @@ func (r *reader) named(in *raw, feed, i int, at string, o *Sensor) {
 	}
 	if !validName(strings.Replace(o.Field, "*", "x", 1)) || s.Driver == "exec" && strings.Contains(o.Field, "*") {
 		r.fail(at+".field", "%q is not a name: letters, digits, - and _ only; for sysfs one * for what tells several files apart", o.Field)
+	}
+	for key, v := range map[string]float64{"scale": o.Scale, "offset": o.Offset} {
+		if math.IsNaN(v) || math.IsInf(v, 0) {
+			r.fail(at+"."+key, "%g is no number to compute with", v)
+		}
 	}
 	if o.Scale == 0 {
 		r.fail(at+".scale", "0 makes every value 0: write 0.001 where the kernel has thousandths, or leave it out")

@@ -37,7 +37,9 @@ func Buy(ctx context.Context, dir string, cfg ClientConfig) (err error) {
 		}
 	}
 	c, err := NewClient(cfg)
-	if err != nil {
+	if errors.Is(err, ErrOutput) {
+		return err
+	} else if err != nil {
 		return &StateError{err}
 	}
 	return c.Run(ctx)

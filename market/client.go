@@ -132,14 +132,14 @@ type Client struct {
 	buying   purchase
 	before   uint64 // blocks of buyers before this one
 	purse    *purse.Purse
+	saved    archive.State
 
 	wg sync.WaitGroup // connections, attempts at them, and wallets at work
 
 	patience, lookEvery, arriveTime time.Duration // constants, but for tests
 
-	saved archive.State // owned by the goroutine of Run, like all below
-	seen  replicate.BuyerStats
-	news  time.Time // when something came last
+	seen replicate.BuyerStats // owned by the goroutine of Run, like all below
+	news time.Time            // when something came last
 }
 
 // NewClient returns a client.
@@ -165,10 +165,10 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 		}
 	}
 	if st == nil {
-		return c, cfg.Output.Resume(0, "")
+		return c, outputError(cfg.Output.Resume(0, ""))
 	}
 	if err := cfg.Output.Resume(st.Output, st.Mark); err != nil {
-		return nil, err
+		return nil, outputError(err)
 	}
 	c.feed = dazaar.OneTimeFeed{Key: st.Feed, Generation: st.Generation}
 	return c, c.begin(&st.Kept)
@@ -252,7 +252,7 @@ func (c *Client) connect(ctx context.Context) error {
 	m := newMover(c)
 	defer func() {
 		cancel()
-		m.stop(v)
+		m.stop(v, ctx.Err() != nil)
 	}()
 	for {
 		v = m.settle(v)
@@ -349,6 +349,11 @@ func (c *Client) silent() time.Duration {
 func (c *Client) save() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	return c.keep()
+}
+
+// keep is save with mu held.
+func (c *Client) keep() error {
 	if c.buyer == nil {
 		return nil
 	}

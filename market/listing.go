@@ -69,14 +69,15 @@ func publish(l Listing, offer string, key ed25519.PrivateKey, books *ledger.Ledg
 	seller := [32]byte(key[ed25519.SeedSize:])
 	c.Version = 1
 	if kept != nil {
-		old, err := card.Parse(kept, &seller, 0)
+		old, err := card.Parse(kept, nil, 0)
 		if err != nil {
 			return nil, fmt.Errorf("the card that was published last: %w", err)
 		}
-		if c.Payee == "" && !out.free {
+		ours := old.Key() == seller // else the device has a new identity since
+		if c.Payee == "" && !out.free && ours {
 			c.Payee, c.Network = old.Payee, old.Network // no wallet says it now
 		}
-		if same(*old, c) {
+		if ours && same(*old, c) {
 			out.card, out.signed = old, kept
 			return out, nil
 		}

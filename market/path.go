@@ -198,10 +198,14 @@ func (m *mover) instead() *visit {
 	return v
 }
 
-// stop ends what goes on, and v; it returns when nothing runs any more.
-func (m *mover) stop(v *visit) {
+// stop ends what goes on, and v; it returns when nothing runs any more. A payment goes on
+// for as long as it takes, but at the end of all: then it is in doubt, and tried again.
+func (m *mover) stop(v *visit, all bool) {
 	m.look.Stop()
 	m.c.mu.Lock()
+	if all && m.c.buying.paying {
+		m.c.buying.giveUp()
+	}
 	for _, x := range []*visit{v, v.old, m.next} {
 		if x != nil {
 			x.mux.Close()

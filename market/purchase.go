@@ -41,6 +41,7 @@ type purchase struct {
 	asked  uint64 // id of the request that waits for an answer; 0 is none
 	msat   uint64 // what it asks for
 	paying bool   // a wallet is at work
+	giveUp func() // ends that
 	since  time.Time
 	paid   *purse.Receipt // paid, and the seller does not serve for it yet
 	credit uint64         // msat that the seller said last
@@ -252,11 +253,11 @@ func (c *Client) check(x dazaar.Invoice, msat uint64, now time.Time) error {
 
 // pay has the wallet pay; doubt tells that it may have done so before. mu is held.
 func (c *Client) pay(v *visit, r purse.Receipt, doubt bool) {
-	c.buying.paying, c.buying.since = true, time.Now()
+	ctx, cancel := context.WithTimeout(context.Background(), payTime)
+	c.buying.paying, c.buying.giveUp, c.buying.since = true, cancel, time.Now()
 	c.log.Info("paying", "msat", r.Msat, "hash", r.Invoice.Hash)
 	rises, blocks := c.buying.rises, c.blocks()
 	c.wg.Go(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), payTime)
 		defer cancel()
 		preimage, err := c.cfg.Wallet.Pay(ctx, r.Invoice.Request)
 		c.mu.Lock()

@@ -140,6 +140,9 @@ func (v *visit) follow(f dazaar.OneTimeFeed) error {
 		if err := c.begin(kept); err != nil {
 			return err
 		}
+		if err := c.keep(); err != nil { // from now on the output is known to be ours
+			return err
+		}
 	}
 	c.given = true
 	return v.attach()

@@ -3,6 +3,7 @@ package sensors
 import (
 	"math"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -27,7 +28,8 @@ type Limits struct {
 // Judge flags readings that are not as they should be. The zero value has no limits.
 // Not safe for concurrent use.
 type Judge struct {
-	Limits map[string]Limits // by the readings' names
+	// Limits are by the readings' names, or by what is behind the last / of them.
+	Limits map[string]Limits
 	last   map[string]seen
 }
 
@@ -41,7 +43,7 @@ type seen struct {
 func (j *Judge) Look(at time.Duration, readings []Reading) {
 	for i := range readings {
 		r := &readings[i]
-		l, ok := j.Limits[r.Name]
+		l, ok := j.limits(r.Name)
 		v, number := r.Value.(float64)
 		if !ok || !number {
 			continue
@@ -63,6 +65,14 @@ func (j *Judge) Look(at time.Duration, readings []Reading) {
 			j.last[r.Name] = seen{v, at}
 		}
 	}
+}
+
+func (j *Judge) limits(name string) (Limits, bool) {
+	l, ok := j.Limits[name]
+	if !ok {
+		l, ok = j.Limits[name[strings.LastIndexByte(name, '/')+1:]]
+	}
+	return l, ok
 }
 
 // flag adds a flag, once, and not to a list that others have.

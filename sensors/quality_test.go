@@ -27,5 +27,9 @@ func TestJudge(t *testing.T) {
 			t.Errorf("%d: %v is %q, want %q", i, c.value, r[0].Quality, c.want)
 		}
 	}
+	wild := []Reading{{Name: "kitchen/t", Value: 99.}, {Name: "t/kitchen", Value: 99.}}
+	if j.Look(0, wild); !slices.Equal(wild[0].Quality, []string{Range}) || wild[1].Quality != nil {
+		t.Errorf("%+v", wild)
+	}
 	new(Judge).Look(0, []Reading{{Name: "t", Value: 1.}})
 }

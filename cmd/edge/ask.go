@@ -33,6 +33,9 @@ func parseKey(text string) (key [32]byte, err error) {
 	return [32]byte(b), nil
 }
 
+// errNotRunning says that nobody answers.
+var errNotRunning = errors.New("edge is not running")
+
 // ask sends a request to the edge run of a configuration and returns the answer.
 func ask(ctx context.Context, file, method, path string, body any) ([]byte, error) {
 	cfg, err := loadConfig(file)
@@ -59,7 +62,7 @@ func ask(ctx context.Context, file, method, path string, body any) ([]byte, erro
 		if errors.As(err, &op) {
 			err = op.Err
 		}
-		return nil, fmt.Errorf("edge is not running with this configuration (systemctl status edge), or you may not speak to it (sudo?): %s: %w", socket, err)
+		return nil, fmt.Errorf("%w with this configuration (systemctl status edge), or you may not speak to it (sudo?): %s: %w", errNotRunning, socket, err)
 	}
 	defer resp.Body.Close()
 	out, err := io.ReadAll(resp.Body)
@@ -167,8 +170,12 @@ func buyersCommand(p *program, ctx context.Context, args []string) error {
 		}
 		for _, x := range all {
 			left := ""
-			if x.Remaining != nil {
-				left = fmt.Sprintf(" %d left,", *x.Remaining)
+			switch {
+			case x.Remaining == nil:
+			case x.Type == "time" || x.Type == "trial":
+				left = fmt.Sprintf(" %v left,", time.Duration(*x.Remaining)*time.Millisecond)
+			default:
+				left = fmt.Sprintf(" %d %s left,", *x.Remaining, x.Type)
 			}
 			note := ""
 			if x.Connected {
@@ -267,6 +274,12 @@ func revokeCommand(p *program, ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	_, err = p.stdout.Write(b)
+	if _, err = p.stdout.Write(b); err != nil {
+		return err
+	}
+	answers, err := lines[revocation](b)
+	if err == nil && len(answers) == 1 && !answers[0].Known {
+		fmt.Fprintln(p.stderr, "edge: nobody with this key ever came: is it the right one? (edge buyers)")
+	}
 	return err
 }

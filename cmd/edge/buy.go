@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -50,8 +51,10 @@ func buyCommand(p *program, ctx context.Context, args []string) (err error) {
 		return err
 	}
 	switch {
-	case *seller == "" || slices.Contains(cfg.Addresses, ""):
+	case *seller == "":
 		return p.usage(f.Usage, "where is the seller? --seller HOST:PORT")
+	case slices.ContainsFunc(cfg.Addresses, badAddress):
+		return p.usage(f.Usage, "--seller %q: HOST:PORT, with a port from 1 to 65535, or several with commas between them", *seller)
 	case *format != "ndjson" && *format != "raw":
 		return p.usage(f.Usage, "--format %q: ndjson or raw", *format)
 	case *wallet != "" && *sats == 0:
@@ -96,6 +99,13 @@ func buyCommand(p *program, ctx context.Context, args []string) (err error) {
 		return fmt.Errorf("--state %s: %w", *dir, state.Err)
 	}
 	return err
+}
+
+// badAddress tells whether a text is not HOST:PORT.
+func badAddress(text string) bool {
+	host, port, err := net.SplitHostPort(text)
+	n, bad := strconv.ParseUint(port, 10, 16)
+	return err != nil || host == "" || bad != nil || n == 0
 }
 
 // terms returns what decides about terms of use: they are shown, and accepted if their

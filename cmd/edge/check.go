@@ -5,14 +5,20 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
+	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
 	"time"
 
 	"dazaar-edge/configs"
 	"dazaar-edge/feed/block"
 	"dazaar-edge/market/device"
 	"dazaar-edge/sensors"
+	"dazaar-edge/storage/durable"
 	"dazaar-edge/storage/vault"
 
 	"golang.org/x/sys/unix"
@@ -36,6 +42,7 @@ func checkCommand(p *program, ctx context.Context, args []string) error {
 	}
 	c := &checker{p: p, cfg: cfg}
 	c.device()
+	c.network()
 	c.sensors(ctx)
 	c.project()
 	if c.failed > 0 {
@@ -48,10 +55,10 @@ func checkCommand(p *program, ctx context.Context, args []string) error {
 
 // checker says what works and what does not.
 type checker struct {
-	p      *program
-	cfg    *configs.Config
-	failed int
-	blocks []float64 // of each feed, bytes of a block by what its sensors gave
+	p       *program
+	cfg     *configs.Config
+	failed  int
+	volumes []volume // of each feed
 }
 
 func (c *checker) ok(format string, args ...any) {
@@ -80,12 +87,13 @@ func (c *checker) device() {
 	var st unix.Statfs_t
 	if err := unix.Statfs(at, &st); err != nil {
 		c.fail("storage.path %s: %v", dir, err)
-	} else if free := int64(st.Bavail) * int64(st.Bsize); at == dir {
-		c.ok("storage.path %s: %s free beside what is used already", dir, size(free))
-	} else if free < c.cfg.Storage.MaxSize {
-		c.fail("storage.path %s: %s free, and max_size is %s: make it smaller", dir, size(free), size(c.cfg.Storage.MaxSize))
+	} else if room := int64(st.Bavail)*int64(st.Bsize) + used(dir); room < c.cfg.Storage.MaxSize {
+		c.fail("storage.path %s: there is room for %s, and max_size is %s: make it smaller", dir, size(room), size(c.cfg.Storage.MaxSize))
 	} else {
-		c.ok("storage.path %s: %s free, max_size %s", dir, size(free), size(c.cfg.Storage.MaxSize))
+		c.ok("storage.path %s: room for %s, max_size %s", dir, size(room), size(c.cfg.Storage.MaxSize))
+	}
+	if name := filepath.Join(dir, socketName); len(name) > maxSocket {
+		c.fail("storage.path %s: the path of its socket has %d bytes, and a socket's has at most %d: a shorter one", dir, len(name), maxSocket)
 	}
 	if unix.Access(at, unix.W_OK) != nil {
 		c.fail("storage.path %s: you may not write there: sudo, or chown", at)
@@ -103,6 +111,81 @@ func (c *checker) device() {
 	}
 }
 
+// maxSocket is how long the path of a Unix socket may be.
+const maxSocket = len(unix.RawSockaddrUnix{}.Path) - 1
+
+// used returns how many bytes the files in a directory take.
+func used(dir string) (n int64) {
+	filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error { //nolint:errcheck // what cannot be read is not counted
+		if err != nil {
+			return nil
+		}
+		if info, err := d.Info(); err == nil && info.Mode().IsRegular() {
+			if st, ok := info.Sys().(*syscall.Stat_t); ok {
+				n += st.Blocks * 512
+			}
+		}
+		return nil
+	})
+	return n
+}
+
+// network looks at what is listened on, and at the brokers.
+func (c *checker) network() {
+	running := errors.Is(tryLock(c.cfg.Storage.Path), durable.ErrLocked)
+	listen := func(what, address string) {
+		ln, err := net.Listen("tcp", address)
+		switch {
+		case err == nil:
+			ln.Close()
+			c.ok("%s: %s is free", what, address)
+		case running && errors.Is(err, unix.EADDRINUSE):
+			c.ok("%s: %s is in use, and edge is running", what, address)
+		default:
+			c.fail("%s: %v", what, err)
+		}
+	}
+	for i, g := range c.cfg.Payment {
+		listen(fmt.Sprintf("payment[%d].listen", i), g.Listen)
+	}
+	for _, f := range c.cfg.Feeds {
+		switch {
+		case f.TCP != "":
+			listen(f.Name+": tcp", f.TCP)
+		case f.Free || f.Price != nil:
+			c.warn("%s: it has a price, and nobody can reach it: add tcp: \":49738\"", f.Name)
+		}
+	}
+	if m := c.cfg.Monitor.MQTT; m != nil {
+		if _, err := trust(m.CA); err != nil {
+			c.fail("monitor.mqtt.ca: %v", err)
+		}
+		u, err := url.Parse(m.Broker)
+		if err != nil {
+			return
+		}
+		conn, err := net.DialTimeout("tcp", u.Host, 5*time.Second)
+		if err != nil {
+			c.warn("monitor.mqtt.broker: %v; it is tried again and again", err)
+			return
+		}
+		conn.Close()
+		c.ok("monitor.mqtt.broker: %s answers", m.Broker)
+	}
+}
+
+// tryLock tells whether the directory is in use.
+func tryLock(dir string) error {
+	if !exists(filepath.Join(dir, lockName)) {
+		return nil
+	}
+	lock, err := durable.OS().Lock(filepath.Join(dir, lockName))
+	if err != nil {
+		return err
+	}
+	return lock.Close()
+}
+
 // sells tells whether a feed costs something.
 func (c *checker) sells() bool {
 	for _, f := range c.cfg.Feeds {
@@ -113,18 +196,25 @@ func (c *checker) sells() bool {
 	return false
 }
 
+// volume is what a feed comes to, in a second.
+type volume struct {
+	reads, bytes float64
+	unknown      []string // sensors of which nobody knows
+}
+
 // sensors reads each sensor once.
 func (c *checker) sensors(ctx context.Context) {
-	from, err := newSources(c.cfg, fmt.Sprintf("edge-check-%d", os.Getpid()), nil)
+	c.volumes = make([]volume, len(c.cfg.Feeds))
+	from, err := newSources(c.cfg, fmt.Sprintf("edge-check-%d", os.Getpid()), true, nil)
 	if err != nil {
-		c.fail("mqtt: %v", err)
+		c.fail("%v", err)
 		return
 	}
 	defer from.close() //nolint:errcheck // nothing was kept
-	for _, f := range c.cfg.Feeds {
-		bytes := 0.
+	for i, f := range c.cfg.Feeds {
+		v := &c.volumes[i]
 		for _, sc := range f.Sensors {
-			readings, err := c.read(ctx, from, sc)
+			readings, stream, err := c.read(ctx, from, sc)
 			switch {
 			case errors.Is(err, errQuiet):
 				c.warn("%s/%s: %v", f.Name, sc.Name, err)
@@ -140,52 +230,80 @@ func (c *checker) sensors(ctx context.Context) {
 					text += fmt.Sprintf(", %s %v %s", r.Name, r.Value, r.Unit)
 				}
 				c.ok("%s/%s%s", f.Name, sc.Name, text)
+				c.limits(f.Name, sc, readings)
 			}
-			if sc.Every > 0 {
-				bytes += recordSize(f.Encoding, sc.Name, readings) * float64(f.Pack) / float64(max(sc.Every, time.Millisecond))
+			if stream || err != nil {
+				v.unknown = append(v.unknown, sc.Name)
+				continue
 			}
+			pace := 1 / max(sc.Every, time.Millisecond).Seconds()
+			v.reads += pace
+			v.bytes += recordSize(f.Encoding, sc.Name, readings) * pace
 		}
-		c.blocks = append(c.blocks, bytes+blockHead)
+	}
+}
+
+// limits looks whether limits are of readings that there are.
+func (c *checker) limits(feed string, sc configs.Sensor, readings []sensors.Reading) {
+	for name := range sc.Limits {
+		if !slices.ContainsFunc(readings, func(r sensors.Reading) bool { return r.Name == name || strings.HasSuffix(r.Name, "/"+name) }) {
+			c.warn("%s/%s: limits of %q, and no reading that came has that name", feed, sc.Name, name)
+		}
 	}
 }
 
 // errQuiet says that nothing came, which may be as it should.
 var errQuiet = errors.New("nothing came meanwhile: what has readings when it wants cannot be checked so")
 
-// read reads a sensor, twice if once is not enough.
-func (c *checker) read(ctx context.Context, from *sources, sc configs.Sensor) (out []sensors.Reading, err error) {
+// read reads a sensor, twice if once is not enough. stream tells that it has readings
+// when it wants.
+func (c *checker) read(ctx context.Context, from *sources, sc configs.Sensor) (out []sensors.Reading, stream bool, err error) {
 	s, err := from.sensor(sc)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, checkTime)
 	defer cancel()
 	if s.Stream != nil {
-		return c.stream(ctx, s)
+		out, err = c.stream(ctx, s)
+		return out, true, err
 	}
 	defer s.Source.Close() //nolint:errcheck // it was read
 	for range 2 {
 		if out, err = s.Source.Read(ctx); err != nil || len(out) > 0 {
-			return out, err
+			return out, false, err
 		}
 	}
-	return out, errQuiet
+	return out, false, errQuiet
 }
+
+// streamTime is how long something may take to come from what works.
+const streamTime = 3 * time.Second
 
 func (c *checker) stream(ctx context.Context, s device.Sensor) (out []sensors.Reading, err error) {
 	defer s.Stream.Close() //nolint:errcheck // it was read
-	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	err = s.Stream.Stream(ctx, func(e sensors.Event) {
+	messages, works := 0, false
+	err = s.Stream.Stream(ctx, func(e sensors.Event) { // what comes is not acknowledged
+		if !works {
+			works = true
+			time.AfterFunc(streamTime, cancel)
+		}
+		if e.Done != nil {
+			messages++
+		}
 		if len(e.Readings) > 0 && out == nil {
 			out = e.Readings
+			cancel()
 		}
-		cancel() // it is not told that they are kept
 	})
 	switch {
 	case out != nil:
 		return out, nil
-	case ctx.Err() != nil:
+	case messages > 0:
+		return nil, fmt.Errorf("%d messages came, and none had a field that is asked for, or a value of its unit", messages)
+	case works && ctx.Err() != nil:
 		return nil, errQuiet
 	}
 	return nil, err
@@ -227,18 +345,28 @@ func (c *checker) project() {
 	const year = 365 * 24 * time.Hour
 	wear := 0.
 	for i, f := range c.cfg.Feeds {
-		perYear := float64(year) / float64(f.Pack)
-		bytes := c.blocks[i] * perYear
-		every := max(c.cfg.Storage.CommitEvery, f.Pack)
-		commits := float64(year) / float64(every)
+		v := c.volumes[i]
+		if len(v.unknown) > 0 {
+			c.warn("%s: how much comes of %s is not known: what follows is without that", f.Name, strings.Join(v.unknown, ", "))
+		}
+		blocks := min(1/f.Pack.Seconds(), v.reads) * year.Seconds()
+		bytes := blocks*blockHead + v.bytes*year.Seconds()
+		if blocks == 0 {
+			continue
+		}
+		commits := min(year.Seconds()/max(c.cfg.Storage.CommitEvery, f.Pack).Seconds(), blocks)
 		// A commit writes its last page again, and then what came since.
 		wear += max(commits*pageSize, bytes) + bytes
-		keeps := "all of it for years"
-		if kept := float64(f.MaxSize) / bytes * float64(year); kept < float64(10*year) {
-			keeps = fmt.Sprintf("the newest %.0f days", kept/float64(24*time.Hour))
+		kept := time.Duration(min(float64(f.MaxSize)/bytes, 100) * float64(year))
+		if age := c.cfg.Storage.MaxAge; age > 0 {
+			kept = min(kept, age)
 		}
-		c.ok("%s: about %.0f bytes a block, %s a year; max_share keeps %s", f.Name, c.blocks[i], size(int64(bytes)), keeps)
-		if f.Free || f.Price != nil {
+		keeps := "all of it for years"
+		if kept < 10*year {
+			keeps = fmt.Sprintf("the newest %.0f days", kept.Hours()/24)
+		}
+		c.ok("%s: about %.0f bytes a block, %s a year; kept is %s", f.Name, bytes/blocks, size(int64(bytes)), keeps)
+		if f.TCP != "" {
 			c.ok("%s: about %s a year to each buyer who follows it", f.Name, size(int64(bytes*1.4)))
 		}
 	}

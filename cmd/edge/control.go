@@ -11,6 +11,8 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
+	"sync"
 	"time"
 
 	"dazaar-edge/configs"
@@ -32,22 +34,25 @@ type station struct {
 	offers []*offer
 	start  time.Time
 	log    *slog.Logger
-	writes pace // to disks
+	writes monitor.Pace // to disks
 
 	server *http.Server
 	served chan struct{}
 }
 
 // usage returns what the process took.
-func (st *station) usage() processUsage {
-	u := ownUsage()
-	u.PerDay = st.writes.perDay(time.Now(), u.Writes)
+func (st *station) usage() monitor.Usage {
+	u := monitor.ReadUsage()
+	u.PerDay = st.writes.PerDay(time.Now(), u.Writes)
 	return u
 }
 
 // listen answers on the socket.
 func (st *station) listen() error {
 	name := filepath.Join(st.cfg.Storage.Path, socketName)
+	if len(name) > maxSocket {
+		return fmt.Errorf("storage.path: the path of its socket has %d bytes, and a socket's has at most %d: a shorter one", len(name), maxSocket)
+	}
 	// The directory is locked: an old socket is that of a process that is gone.
 	if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -66,12 +71,42 @@ func (st *station) listen() error {
 	mux.HandleFunc("GET /ledger", st.ledger)
 	mux.HandleFunc("GET /card/{feed}", st.card)
 	mux.HandleFunc("POST /revoke", st.revoke)
-	st.server, st.served = &http.Server{Handler: mux, ReadTimeout: 10 * time.Second, MaxHeaderBytes: 8 << 10}, make(chan struct{})
+	st.server = &http.Server{Handler: mux, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, IdleTimeout: 10 * time.Second, MaxHeaderBytes: 8 << 10}
+	st.served = make(chan struct{})
 	go func() {
 		defer close(st.served)
-		st.server.Serve(ln) //nolint:errcheck // close ends it
+		st.server.Serve(&few{ln, make(chan struct{}, maxCallers)}) //nolint:errcheck // close ends it
 	}()
 	return nil
+}
+
+// maxCallers is how many commands are answered at once.
+const maxCallers = 16
+
+// few is a listener that has few connections at a time.
+type few struct {
+	net.Listener
+	room chan struct{}
+}
+
+func (l *few) Accept() (net.Conn, error) {
+	l.room <- struct{}{}
+	c, err := l.Listener.Accept()
+	if err != nil {
+		<-l.room
+		return nil, err
+	}
+	return &one{Conn: c, free: sync.OnceFunc(func() { <-l.room })}, nil
+}
+
+type one struct {
+	net.Conn
+	free func()
+}
+
+func (c *one) Close() error {
+	defer c.free()
+	return c.Conn.Close()
 }
 
 func (st *station) close() error {
@@ -98,16 +133,16 @@ func fail(w http.ResponseWriter, err error) { http.Error(w, err.Error(), http.St
 
 // Status is what edge status prints; docs/json.md explains it.
 type status struct {
-	Device  string       `json:"device"`
-	Version string       `json:"version"`
-	Boot    uint32       `json:"boot"`
-	Mono    float64      `json:"mono"`
-	Time    *time.Time   `json:"time"`
-	Err     float64      `json:"err,omitempty"`
-	Uptime  float64      `json:"uptime"`
-	Feeds   []feedStatus `json:"feeds"`
-	Payment *payStatus   `json:"payment,omitempty"`
-	Process processUsage `json:"process"`
+	Device  string        `json:"device"`
+	Version string        `json:"version"`
+	Boot    uint32        `json:"boot"`
+	Mono    float64       `json:"mono"`
+	Time    *time.Time    `json:"time"`
+	Err     float64       `json:"err,omitempty"`
+	Uptime  float64       `json:"uptime"`
+	Feeds   []feedStatus  `json:"feeds"`
+	Payment *payStatus    `json:"payment,omitempty"`
+	Process monitor.Usage `json:"process"`
 }
 
 type feedStatus struct {
@@ -291,12 +326,14 @@ func (st *station) card(w http.ResponseWriter, r *http.Request) {
 	answer(w, json.RawMessage(o.market.Card()))
 }
 
-// revocation is what edge revoke asks for.
+// revocation is what edge revoke asks for, and is answered.
 type revocation struct {
 	Feed  string `json:"feed"`
 	Buyer string `json:"buyer"`
 	Burn  bool   `json:"burn"`
 	Undo  bool   `json:"undo"`
+	// Known: somebody has this key.
+	Known bool `json:"known"`
 }
 
 func (st *station) revoke(w http.ResponseWriter, r *http.Request) {
@@ -309,6 +346,9 @@ func (st *station) revoke(w http.ResponseWriter, r *http.Request) {
 	var buyer [32]byte
 	if err == nil {
 		buyer, err = parseKey(q.Buyer)
+	}
+	if err == nil {
+		q.Known, err = st.knows(o, buyer)
 	}
 	if err == nil {
 		switch {
@@ -328,21 +368,36 @@ func (st *station) revoke(w http.ResponseWriter, r *http.Request) {
 	answer(w, q)
 }
 
+// knows tells whether a buyer has ever had anything to do with an offer.
+func (st *station) knows(o *offer, buyer [32]byte) (known bool, err error) {
+	err = st.till.books.Accounts(o.name, func(a ledger.Account, _ error) bool {
+		known = known || a.Buyer == buyer
+		return !known
+	})
+	return known || o.market.Connected()[buyer], err
+}
+
 // reload takes over prices, terms and descriptions of a configuration that changed.
 func (st *station) reload(file string) error {
 	cfg, err := loadConfig(file)
 	if err != nil {
 		return err
 	}
-	for i := range cfg.Feeds {
-		fc := &cfg.Feeds[i]
-		for _, o := range st.offers {
-			if o.name != fc.Name || o.market == nil {
-				continue
+	for _, o := range st.offers {
+		i := slices.IndexFunc(cfg.Feeds, func(f configs.Feed) bool { return f.Name == o.name })
+		switch {
+		case i < 0:
+			st.log.Warn("this feed is not in the configuration any more: it goes on as it was until edge is restarted", "feed", o.name)
+		case o.market == nil:
+		default:
+			if err := o.market.SetListing(st.till.list(cfg, &cfg.Feeds[i])); err != nil {
+				return fmt.Errorf("feed %s, and those behind it: %w", o.name, err)
 			}
-			if err := o.market.SetListing(st.till.list(cfg, fc)); err != nil {
-				return err
-			}
+		}
+	}
+	for _, f := range cfg.Feeds {
+		if !slices.ContainsFunc(st.offers, func(o *offer) bool { return o.name == f.Name }) {
+			st.log.Warn("this feed is new: it begins when edge is restarted", "feed", f.Name)
 		}
 	}
 	return nil

@@ -104,14 +104,35 @@ func run(ctx context.Context, p *program, args []string) int {
 		}
 		return exitOK
 	}
+	out := &keeper{w: p.stdout}
+	p.stdout = out
 	for _, c := range commands() {
 		if c.name == args[0] {
-			return p.report(c.run(p, ctx, args[1:]))
+			err := c.run(p, ctx, args[1:])
+			if err == nil && out.err != nil {
+				err = fmt.Errorf("standard output: %w", out.err)
+			}
+			return p.report(err)
 		}
 	}
 	fmt.Fprintf(p.stderr, "edge: unknown command %q\n", args[0])
 	usage(p.stderr)
 	return exitUsage
+}
+
+// keeper is a writer that remembers its first error: of what is printed for people
+// nobody looks at it.
+type keeper struct {
+	w   io.Writer
+	err error
+}
+
+func (k *keeper) Write(b []byte) (int, error) {
+	n, err := k.w.Write(b)
+	if err != nil && k.err == nil {
+		k.err = err
+	}
+	return n, err
 }
 
 // report says what went wrong and returns the exit code for it.
@@ -132,7 +153,7 @@ func (p *program) report(err error) int {
 	switch {
 	case errors.As(err, &config):
 		return exitConfig
-	case errors.Is(err, market.ErrUnreachable):
+	case errors.Is(err, market.ErrUnreachable), errors.Is(err, errNotRunning):
 		return exitUnreachable
 	case errors.Is(err, market.ErrRefused), errors.Is(err, market.ErrBusy), errors.Is(err, market.ErrUnpaid):
 		return exitRefused

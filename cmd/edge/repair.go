@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -30,8 +31,8 @@ func repairCommand(p *program, ctx context.Context, args []string) error {
 		return errUsage
 	}
 	dir := rest[0]
-	if _, err := logDirs(dir); err != nil {
-		return err
+	if !exists(filepath.Join(dir, vault.Name)) && !exists(filepath.Join(dir, dbName)) {
+		return fmt.Errorf("%s: no device here: give storage.path, with the keys and all logs", dir)
 	}
 	if *fresh {
 		if err := p.newIdentity(dir); err != nil {
@@ -53,16 +54,22 @@ func (p *program) newIdentity(dir string) (err error) {
 		return err
 	}
 	here := vault.Here("/", dir)
+	var former []ed25519.PublicKey
 	old, err := vault.Open(durable.OS(), dir, secret, here)
-	if err != nil {
+	switch {
+	case errors.Is(err, vault.ErrNone):
+		fmt.Fprintln(p.stdout, "the old keys are not there: what they signed cannot be checked any more")
+	case err != nil:
 		return err
+	default:
+		former = old.Devices()
+		name, err := vault.Retire(durable.OS(), dir, time.Now())
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(p.stdout, "the old keys were put aside in %s\n", name)
 	}
-	name, err := vault.Retire(durable.OS(), dir, time.Now())
-	if err != nil {
-		return err
-	}
-	fmt.Fprintf(p.stdout, "the old keys were put aside in %s\n", name)
-	if _, err := vault.Create(durable.OS(), dir, secret, here, nil, old.Devices()...); err != nil {
+	if _, err := vault.Create(durable.OS(), dir, secret, here, nil, former...); err != nil {
 		return err
 	}
 	fmt.Fprintln(p.stdout, "new keys were made: buyers must buy again, under new seller keys")
@@ -75,7 +82,7 @@ const anySize = 1 << 50
 
 func (p *program) repair(ctx context.Context, dir string, moved, fresh bool) (err error) {
 	dirs, err := logDirs(dir)
-	if err != nil {
+	if err != nil && !errors.Is(err, errNoLogs) { // it may have sampled nothing yet
 		return err
 	}
 	s, err := openState(dir, anySize, false)
@@ -109,7 +116,7 @@ func (p *program) repairLog(ctx context.Context, s *state, dir string, clock sen
 	if err != nil {
 		return err
 	}
-	encoding, err := encodingOf(dir)
+	encoding, damage, err := look(dir)
 	if err != nil {
 		return err
 	}
@@ -152,17 +159,28 @@ func (p *program) repairLog(ctx context.Context, s *state, dir string, clock sen
 	if err != nil {
 		return err
 	}
-	if r.Recovered == 0 && len(done) == 0 {
+	switch {
+	case r.Recovered > 0 || len(done) > 0:
+	case len(damage) > 0:
+		for _, q := range damage {
+			say("mended when it was opened: %s", q)
+		}
+		say("blocks %d to %d are whole", h.First, h.Length)
+	default:
 		say("nothing to repair: blocks %d to %d are whole", h.First, h.Length)
 	}
 	return nil
 }
 
-// encodingOf returns the encoding of a log from its newest readable block.
-func encodingOf(dir string) (enc block.Encoding, err error) {
-	_, err = feed.Verify(feed.VerifyConfig{FS: durable.OS(), Dir: dir, Seen: func(e block.Encoding) { enc = e }})
+// look returns the encoding of a log, from its newest readable block, and what is wrong
+// with it before it is opened.
+func look(dir string) (enc block.Encoding, damage []problem, err error) {
+	r, err := feed.Verify(feed.VerifyConfig{FS: durable.OS(), Dir: dir, Seen: func(e block.Encoding) { enc = e }})
 	if errors.Is(err, storage.ErrCorrupt) {
 		err = nil
 	}
-	return enc, err
+	if r != nil {
+		damage = problems(r.Problems)
+	}
+	return enc, damage, err
 }

@@ -23,6 +23,7 @@ import (
 	"dazaar-edge/market"
 	"dazaar-edge/market/card"
 	"dazaar-edge/market/device"
+	"dazaar-edge/monitor"
 	"dazaar-edge/protocol/replicate"
 	"dazaar-edge/sensors"
 	"dazaar-edge/storage/durable"
@@ -75,12 +76,15 @@ func runCommand(p *program, ctx context.Context, args []string) error {
 	if cfg.Limits.Memory > 0 {
 		debug.SetMemoryLimit(cfg.Limits.Memory * 3 / 4) // the rest is for what Go does not count
 	}
+	signal.Ignore(syscall.SIGPIPE) // whoever read its words may be gone
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP) // to the end: it must not end the program while that is busy
 	logger := slog.New(slog.NewTextHandler(p.stderr, nil))
-	return p.sample(ctx, *file, cfg, logger)
+	return p.sample(ctx, hangup, *file, cfg, logger)
 }
 
 // sample runs all feeds until ctx ends.
-func (p *program) sample(ctx context.Context, file string, cfg *configs.Config, logger *slog.Logger) (err error) {
+func (p *program) sample(ctx context.Context, hangup <-chan os.Signal, file string, cfg *configs.Config, logger *slog.Logger) (err error) {
 	s, err := openState(cfg.Storage.Path, configs.DBReserve(cfg.Storage.MaxSize), true)
 	if err != nil {
 		return err
@@ -103,7 +107,7 @@ func (p *program) sample(ctx context.Context, file string, cfg *configs.Config, 
 		return err
 	}
 	defer func() { err = errors.Join(err, till.close()) }()
-	from, err := newSources(cfg, s.id(), logger)
+	from, err := newSources(cfg, s.id(), false, logger)
 	if err != nil {
 		return err
 	}
@@ -145,9 +149,6 @@ func (p *program) sample(ctx context.Context, file string, cfg *configs.Config, 
 	if err := p.announce(st, moved); err != nil {
 		return err
 	}
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP)
-	defer signal.Stop(hangup)
 	return st.sample(ctx, hangup, file)
 }
 
@@ -252,7 +253,7 @@ func (st *station) sample(ctx context.Context, hangup <-chan os.Signal, file str
 				st.log.Info("prices, terms and descriptions are those of the configuration now; what else changed waits for a restart")
 			}
 		case now := <-tick.C:
-			st.writes.note(now, ownUsage().Writes)
+			st.writes.Note(now, monitor.ReadUsage().Writes)
 			for i, o := range offers {
 				if err := o.log.Retain(); err != nil {
 					retain[i] = err

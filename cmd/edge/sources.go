@@ -28,8 +28,9 @@ type sources struct {
 	broker *mqtt.Client // nil if there is none
 }
 
-// newSources connects to nothing yet. id names the device to the broker.
-func newSources(cfg *configs.Config, id string, logger *slog.Logger) (*sources, error) {
+// newSources connects to nothing yet. id names the device to the broker; look tells that
+// nothing is kept, there or here.
+func newSources(cfg *configs.Config, id string, look bool, logger *slog.Logger) (*sources, error) {
 	s := &sources{disk: cfg.Storage.Path}
 	if cfg.MQTT == nil {
 		return s, nil
@@ -39,7 +40,7 @@ func newSources(cfg *configs.Config, id string, logger *slog.Logger) (*sources, 
 		return nil, fmt.Errorf("mqtt.ca: %w", err)
 	}
 	s.broker = mqtt.New(mqtt.Config{
-		Broker: cfg.MQTT.Broker, Username: cfg.MQTT.Username, Password: cfg.MQTT.Password, TLS: t, ClientID: id, Log: logger,
+		Broker: cfg.MQTT.Broker, Username: cfg.MQTT.Username, Password: cfg.MQTT.Password, TLS: t, ClientID: id, Clean: look, Log: logger,
 	})
 	return s, nil
 }

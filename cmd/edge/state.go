@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -57,8 +58,8 @@ func passphrase() ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("vault passphrase: %w", err)
 	}
-	for len(b) > 0 && (b[len(b)-1] == '\n' || b[len(b)-1] == '\r') {
-		b = b[:len(b)-1]
+	if b = bytes.TrimRight(b, "\r\n"); len(b) == 0 {
+		return nil, fmt.Errorf("vault passphrase: %s is empty: nothing would be sealed", name)
 	}
 	return b, nil
 }
@@ -83,9 +84,6 @@ func openState(dir string, dbSize int64, create bool) (s *state, err error) {
 		}
 		return s, err
 	}
-	if s.db, err = db.Open(filepath.Join(dir, dbName), dbSize, false); err != nil {
-		return s, err
-	}
 	secret, err := passphrase()
 	if err != nil {
 		return s, err
@@ -93,9 +91,16 @@ func openState(dir string, dbSize int64, create bool) (s *state, err error) {
 	here := vault.Here("/", dir)
 	s.vault, err = vault.Open(fsys, dir, secret, here)
 	if errors.Is(err, vault.ErrNone) && create {
+		if exists(filepath.Join(dir, dbName)) || exists(filepath.Join(dir, logsName)) {
+			return s, fmt.Errorf("%w: %s has logs or a database, and the keys are gone: put vault.json back from your backup, or make new keys: edge repair %s --new-identity", err, dir, dir)
+		}
 		s.made = true
 		s.vault, err = vault.Create(fsys, dir, secret, here, nil)
 	}
+	if err != nil {
+		return s, err
+	}
+	s.db, err = db.Open(filepath.Join(dir, dbName), dbSize, false)
 	return s, err
 }
 
@@ -161,6 +166,9 @@ func feedStamp(c sensors.Clock) func() block.Stamp {
 	}
 }
 
+// errNoLogs says that a directory has no logs.
+var errNoLogs = errors.New("no logs here")
+
 // logDirs returns the directories of the logs in storage.path, or dir itself if
 // it is one.
 func logDirs(dir string) ([]string, error) {
@@ -169,7 +177,7 @@ func logDirs(dir string) ([]string, error) {
 	}
 	entries, err := os.ReadDir(filepath.Join(dir, logsName))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%s: no logs here: give storage.path, or the directory of one log", dir)
+		return nil, fmt.Errorf("%s: %w: give storage.path, or the directory of one log", dir, errNoLogs)
 	} else if err != nil {
 		return nil, err
 	}

@@ -23,6 +23,8 @@ type verifyOutput struct {
 	OK       bool        `json:"ok"`
 	Logs     []verifyLog `json:"logs"`
 	Problems []problem   `json:"problems"` // of the vault and the database
+	// Unchecked is why no signature was checked; "" if they were.
+	Unchecked string `json:"unchecked,omitempty"`
 }
 
 type verifyLog struct {
@@ -156,7 +158,7 @@ func (out *verifyOutput) checkState(dir string) ([]ed25519.PublicKey, error) {
 		out.Problems = append(out.Problems, problem{File: file, Page: -1, What: what})
 	}
 	err := vault.Verify(durable.OS(), dir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if whole := exists(filepath.Join(dir, logsName)); err != nil && (whole || !errors.Is(err, fs.ErrNotExist)) {
 		add(filepath.Join(dir, vault.Name), err.Error())
 	}
 	if name := filepath.Join(dir, dbName); exists(name) {
@@ -180,7 +182,8 @@ func (out *verifyOutput) checkState(dir string) ([]ed25519.PublicKey, error) {
 	}
 	v, err := vault.Open(durable.OS(), dir, secret, vault.Here("/", dir))
 	if err != nil {
-		return nil, nil //nolint:nilerr // then signatures are not checked, and the report says how many were
+		out.Unchecked = err.Error()
+		return nil, nil
 	}
 	return v.Devices(), nil
 }
@@ -216,6 +219,9 @@ func (p *program) printReport(out *verifyOutput) {
 	}
 	for _, q := range out.Problems {
 		fmt.Fprintf(p.stdout, "PROBLEM: %s\n", q)
+	}
+	if out.Unchecked != "" {
+		fmt.Fprintf(p.stdout, "NO SIGNATURE WAS CHECKED: %s\n", out.Unchecked)
 	}
 	if out.OK {
 		fmt.Fprintln(p.stdout, "every live byte is as it was written")

@@ -2,7 +2,6 @@ package device
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
@@ -93,101 +92,6 @@ func (p *packer) add(n block.Entry) {
 		return
 	}
 	p.waiting = append(p.waiting, parcel{Block: b})
-}
-
-// begin says which start this is and what is missing since the last block.
-func (p *packer) begin() error {
-	now := p.d.cfg.Clock.Now()
-	last, boot, err := p.last()
-	if err != nil {
-		return err
-	}
-	if b := p.d.cfg.Feed.Note(); last != nil && len(b) == noteSize {
-		last, boot = p.missed(b, now.Boot)
-	}
-	if last == nil || boot != now.Boot {
-		p.add(block.Entry{Kind: block.Boot, Stamp: stamp(now)})
-	}
-	if last != nil {
-		cause := CausePower
-		if p.d.cfg.Feed.Recovery().Clean {
-			cause = CauseStopped
-		}
-		to := now.Mono
-		gap := block.Entry{Kind: block.GapEntry, Stamp: stamp(now), To: &to, Cause: cause}
-		if boot == now.Boot {
-			from := last.Mono
-			gap.From = &from
-		}
-		p.add(gap)
-	}
-	p.clock(now)
-	return nil
-}
-
-// noteSize is what leave keeps: boot u32, from and to as ns u64 of its monotonic time,
-// little endian.
-const noteSize = 20
-
-// leave notes what the card did not take, for the next start to say.
-func (p *packer) leave() error {
-	lost := p.lost
-	for _, f := range p.flying {
-		lost = lost.join(f.lost).join(cover(f.parcels))
-	}
-	if lost = lost.join(cover(p.waiting)); lost == nil {
-		return nil
-	}
-	lost = lost.join(&span{lost.from, p.newest})
-	b := binary.LittleEndian.AppendUint32(nil, p.d.cfg.Clock.Now().Boot)
-	b = binary.LittleEndian.AppendUint64(b, uint64(lost.from))
-	return p.d.cfg.Feed.SetNote(binary.LittleEndian.AppendUint64(b, uint64(lost.to)))
-}
-
-// cover returns from when to when parcels have readings; nil if they have none.
-func cover(parcels []parcel) (s *span) {
-	for _, x := range parcels {
-		if x.Entry == "" {
-			s = s.join(&span{x.Stamp.Mono, x.Stamp.Mono})
-		}
-	}
-	return s
-}
-
-// missed says what the last run left a note of, and returns where that ends.
-func (p *packer) missed(note []byte, now uint32) (*block.Stamp, uint32) {
-	boot := binary.LittleEndian.Uint32(note)
-	from, to := time.Duration(binary.LittleEndian.Uint64(note[4:])), time.Duration(binary.LittleEndian.Uint64(note[12:]))
-	end := block.Stamp{Boot: boot, Mono: to}
-	p.add(block.Entry{Kind: block.GapEntry, Stamp: end, From: &from, To: &to, Cause: CauseStorage})
-	if boot != now {
-		p.newest = 0
-	}
-	p.d.cfg.Feed.SetNote(nil) //nolint:errcheck // removing does not fail; it goes with the entry's commit
-	return &end, boot
-}
-
-// last returns the stamp of the newest readable block that a device made, not a
-// recovery; nil if there is none.
-func (p *packer) last() (*block.Stamp, uint32, error) {
-	h := p.d.cfg.Feed.Head()
-	for i := h.Length; i > h.First; i-- {
-		data, _, err := p.d.cfg.Feed.Get(i - 1)
-		if errors.Is(err, storage.ErrCorrupt) {
-			continue
-		} else if err != nil {
-			return nil, 0, err
-		}
-		pack, n, err := p.d.cfg.Encoding.Parse(data)
-		switch {
-		case err != nil, n != nil && (n.Kind == block.Recovered || n.Lost != nil):
-		case pack != nil:
-			return &pack.Stamp, pack.Stamp.Boot, nil
-		default:
-			return &n.Stamp, n.Stamp.Boot, nil
-		}
-	}
-	return nil, 0, nil
 }
 
 // clockStep is by how much the clock must be set for an entry that says so,

@@ -16,10 +16,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
+	"syscall"
 	"time"
 
 	"dazaar-edge/feed/block"
@@ -46,13 +49,15 @@ type Writer struct {
 	cfg  Config
 	log  *slog.Logger
 	file *os.File // nil for standard output
+	made bool     // the file is new
 	w    *bufio.Writer
 	n    int64 // bytes written
 	head merkle.Head
 
-	began  bool // a reading at or after Since came
-	before bool // and one before
-	times  block.Resolver
+	resumed bool // the file is the right one
+	began   bool // a reading at or after Since came
+	before  bool // and one before
+	times   block.Resolver
 }
 
 // New opens the file, and makes it if need be.
@@ -65,6 +70,11 @@ func New(cfg Config) (w *Writer, err error) {
 		w.w = bufio.NewWriterSize(cfg.Stdout, 32<<10)
 		return w, nil
 	}
+	if st, err := os.Stat(cfg.File); err == nil && !st.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is no file: for a pipe or a device write to standard output, which the shell leads there", cfg.File)
+	} else if errors.Is(err, fs.ErrNotExist) {
+		w.made = true
+	}
 	if w.file, err = os.OpenFile(cfg.File, os.O_CREATE|os.O_RDWR, 0o644); err != nil {
 		return nil, err
 	}
@@ -75,12 +85,17 @@ func New(cfg Config) (w *Writer, err error) {
 	return w, nil
 }
 
-// Close frees the file. What was not synced may be lost.
+// Close frees the file, and removes it if it is new and nothing was written. What was not
+// synced may be lost.
 func (w *Writer) Close() error {
 	if w.file == nil {
 		return nil
 	}
-	return w.file.Close()
+	err := w.file.Close()
+	if st, e := os.Stat(w.cfg.File); w.made && !w.resumed && e == nil && st.Size() == 0 {
+		err = errors.Join(err, os.Remove(w.cfg.File))
+	}
+	return err
 }
 
 // line is one reading; docs/json.md explains it.
@@ -265,23 +280,45 @@ func (w *Writer) Sync() (at int64, mark string, err error) {
 		return 0, "", err
 	}
 	if w.file == nil {
-		return w.n, standardOutput, nil
+		return w.n, w.kind() + standardOutput, nil
 	}
 	if err := w.file.Sync(); err != nil {
 		return 0, "", err
 	}
 	mark, err = w.mark(w.n)
-	return w.n, mark, err
+	return w.n, w.kind() + mark, err
 }
 
 // standardOutput is the mark of what is not a file.
 const standardOutput = "stdout"
 
+// rawKind begins the marks of outputs with the blocks' own bytes.
+const rawKind = "raw "
+
+func (w *Writer) kind() string {
+	if w.cfg.Raw {
+		return rawKind
+	}
+	return ""
+}
+
 // markSize is how many bytes before a place in a file its mark is made of.
 const markSize = 4096
 
-// mark is what a file is known by at a place: a hash of what is before it.
+// mark is what a file is known by at a place: a hash of what is before it; at its
+// beginning, where that is nothing, which file it is.
 func (w *Writer) mark(at int64) (string, error) {
+	if at == 0 {
+		st, err := w.file.Stat()
+		if err != nil {
+			return "", err
+		}
+		sys, ok := st.Sys().(*syscall.Stat_t)
+		if !ok {
+			return "", errors.New("what file this is cannot be told")
+		}
+		return fmt.Sprintf("new %x:%x", sys.Dev, sys.Ino), nil
+	}
 	b := make([]byte, min(at, markSize))
 	if _, err := w.file.ReadAt(b, at-int64(len(b))); err != nil {
 		return "", err
@@ -294,11 +331,24 @@ func (w *Writer) mark(at int64) (string, error) {
 // not yet known to be there, and is cut.
 func (w *Writer) Resume(at int64, mark string) error {
 	w.n = at
+	kept, raw := strings.CutPrefix(mark, rawKind)
+	if at > 0 && raw != w.cfg.Raw {
+		return fmt.Errorf("what was bought is %s: give the same --format, or a new --state", map[bool]string{true: "raw", false: "ndjson"}[raw])
+	}
+	mark = kept
 	if w.file == nil {
 		if at > 0 && mark != standardOutput {
 			return errors.New("what was bought went into a file: give it as --out, or a new --state")
 		}
+		w.began = at > 0
 		return nil
+	}
+	have, err := w.mark(at)
+	if errors.Is(err, io.EOF) {
+		have, err = "", nil // it is too short
+	}
+	if err != nil {
+		return err
 	}
 	size, err := w.file.Seek(0, io.SeekEnd)
 	if err != nil {
@@ -307,18 +357,14 @@ func (w *Writer) Resume(at int64, mark string) error {
 	switch {
 	case mark == standardOutput && at > 0:
 		return errors.New("what was bought went to standard output: give no --out, or a new --state")
-	case at == 0 && size > 0:
+	case at == 0 && size > 0 && mark != have:
 		return fmt.Errorf("%s is not empty, and nothing was bought into it yet: give another file", w.file.Name())
 	case size < at:
 		return fmt.Errorf("%s has %d bytes, and %d were written: it was cut or is another file; give the right one, or a new --state", w.file.Name(), size, at)
+	case at > 0 && mark != have:
+		return fmt.Errorf("%s is not the file that was written: give the right one, or a new --state", w.file.Name())
 	}
-	if at > 0 {
-		if have, err := w.mark(at); err != nil {
-			return err
-		} else if have != mark {
-			return fmt.Errorf("%s is not the file that was written: give the right one, or a new --state", w.file.Name())
-		}
-	}
+	w.resumed = true
 	if err := w.file.Truncate(at); err != nil {
 		return err
 	}

@@ -3,6 +3,8 @@ package rows
 import (
 	"bytes"
 	"encoding/json"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -114,4 +116,90 @@ func TestRaw(t *testing.T) {
 	if want := string(a) + "\n" + string(b); out.String() != want {
 		t.Errorf("%q, want %q", out.String(), want)
 	}
+}
+
+// TestResume: a file is known again, also one in which a first line was written and of
+// which nothing was known yet; another one, or another format, is refused and left as it
+// is.
+func TestResume(t *testing.T) {
+	dir := t.TempDir()
+	name := filepath.Join(dir, "out")
+	open := func(name string, raw bool, at int64, mark string) (*Writer, error) {
+		t.Helper()
+		w, err := New(Config{File: name, Raw: raw})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return w, w.Resume(at, mark)
+	}
+	w, err := open(name, false, 0, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	at, mark, err := w.Sync()
+	if err != nil || at != 0 || mark == "" {
+		t.Fatal(at, mark, err)
+	}
+	write := func(w *Writer, i uint64) {
+		if err := w.Block(i, pack(t, block.SenMLJSON, block.Stamp{Boot: 1, Mono: time.Second}, float64(i))); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.w.Flush(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(w, 1)
+	if err := w.Close(); err != nil { // as when it is killed before it says how far it is
+		t.Fatal(err)
+	}
+	other := filepath.Join(dir, "other")
+	if err := os.WriteFile(other, []byte("mine"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if w, err := open(other, false, at, mark); err == nil {
+		t.Error("it takes any file")
+	} else if w.Close(); err != nil {
+		if b, _ := os.ReadFile(other); string(b) != "mine" {
+			t.Errorf("%q", b)
+		}
+	}
+	if w, err = open(name, false, at, mark); err != nil {
+		t.Fatal(err)
+	}
+	write(w, 1)
+	write(w, 2)
+	if at, mark, err = w.Sync(); err != nil {
+		t.Fatal(err)
+	}
+	write(w, 3)
+	w.Close()
+	if w, err := open(name, true, at, mark); err == nil {
+		t.Error("it mixes formats")
+	} else {
+		w.Close()
+	}
+	if w, err = open(name, false, at, mark); err != nil {
+		t.Fatal(err)
+	}
+	write(w, 3)
+	w.Close()
+	b, err := os.ReadFile(name)
+	if err != nil || strings.Count(string(b), "\n") != 3 || strings.Count(string(b), `"index":3`) != 1 {
+		t.Errorf("%s, %v", b, err)
+	}
+	fresh := filepath.Join(dir, "fresh")
+	if w, err = open(fresh, false, 5, mark); err == nil {
+		t.Error("it resumes in a new file")
+	}
+	if w.Close(); exists(fresh) {
+		t.Error("a file is left behind")
+	}
+	if _, err := New(Config{File: dir}); err == nil {
+		t.Error("a directory")
+	}
+}
+
+func exists(name string) bool {
+	_, err := os.Stat(name)
+	return err == nil
 }

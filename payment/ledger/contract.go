@@ -1,9 +1,11 @@
 package ledger
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	"dazaar-edge/payment/meter"
 	"dazaar-edge/protocol/jcs"
@@ -96,23 +98,27 @@ type Account struct {
 	Contract Contract
 }
 
-// Accounts calls f for each sale of an offer that has a meter, in order of the
-// buyers' keys, until it returns false.
+// Accounts calls f for each sale of an offer that has a meter or a contract, in order of
+// the buyers' keys, until it returns false.
 func (l *Ledger) Accounts(offer string, f func(a Account, err error) bool) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var buyers [][32]byte
 	if err := l.db.View(func(tx *db.Tx) error {
-		tx.Each(meters(offer), func(key, _ []byte, _ error) bool {
-			if len(key) == 32 {
-				buyers = append(buyers, [32]byte(key))
-			}
-			return true
-		})
+		for _, bucket := range []string{meters(offer), contracts(offer)} {
+			tx.Each(bucket, func(key, _ []byte, _ error) bool {
+				if len(key) == 32 {
+					buyers = append(buyers, [32]byte(key))
+				}
+				return true
+			})
+		}
 		return nil
 	}); err != nil {
 		return err
 	}
+	slices.SortFunc(buyers, func(a, b [32]byte) int { return bytes.Compare(a[:], b[:]) })
+	buyers = slices.Compact(buyers)
 	for _, buyer := range buyers {
 		a := Account{Buyer: buyer}
 		s, err := l.sale(offer, buyer)

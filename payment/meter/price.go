@@ -1,9 +1,11 @@
 package meter
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/bits"
+	"slices"
 )
 
 // Unit is what a price counts.
@@ -39,6 +41,34 @@ type Price struct {
 	Unit            Unit
 	Interval        uint64
 	Amount, History uint64 // msat
+}
+
+// priceJSON is a price as programs read it.
+type priceJSON struct {
+	Unit     string `json:"unit"`
+	Interval uint64 `json:"interval"`
+	Amount   uint64 `json:"amount,string"`
+	History  uint64 `json:"history,string,omitempty"`
+}
+
+// MarshalJSON implements [json.Marshaler]: unit by name, interval, amount and history in
+// msat as text.
+func (p Price) MarshalJSON() ([]byte, error) {
+	return json.Marshal(priceJSON{p.Unit.String(), p.Interval, p.Amount, p.History})
+}
+
+// UnmarshalJSON implements [json.Unmarshaler].
+func (p *Price) UnmarshalJSON(b []byte) error {
+	var x priceJSON
+	if err := json.Unmarshal(b, &x); err != nil {
+		return err
+	}
+	unit := slices.Index(unitNames[:], x.Unit)
+	if unit < int(Readings) {
+		return fmt.Errorf("%w: unit %q", ErrPrice, x.Unit)
+	}
+	*p = Price{Unit(unit), x.Interval, x.Amount, x.History}
+	return nil
 }
 
 // Check returns an error that wraps [ErrPrice] if p cannot be.

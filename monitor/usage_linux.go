@@ -1,4 +1,4 @@
-package main
+package monitor
 
 import (
 	"fmt"
@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// processUsage is what the process took since it began.
-type processUsage struct {
+// Usage is what the process took since it began.
+type Usage struct {
 	CPU    float64 `json:"cpu"`    // seconds
 	RSS    int64   `json:"rss"`    // bytes
 	Writes int64   `json:"writes"` // bytes that went to disks
@@ -18,7 +18,8 @@ type processUsage struct {
 	PerDay int64 `json:"writesPerDay"`
 }
 
-func ownUsage() (u processUsage) {
+// ReadUsage returns it, without PerDay.
+func ReadUsage() (u Usage) {
 	var r syscall.Rusage
 	if syscall.Getrusage(syscall.RUSAGE_SELF, &r) == nil {
 		u.CPU = time.Duration(r.Utime.Nano() + r.Stime.Nano()).Seconds()
@@ -28,9 +29,9 @@ func ownUsage() (u processUsage) {
 	return u
 }
 
-// pace tells how fast a number grows. What it was at first, when files are made, does
-// not count. It is safe for concurrent use.
-type pace struct {
+// Pace tells how fast a number grows. What it was at first, when files are made, does
+// not count. The zero value is ready; it is safe for concurrent use.
+type Pace struct {
 	mu   sync.Mutex
 	seen []reading // one for each minute of the last hour, guarded by mu
 }
@@ -43,8 +44,8 @@ type reading struct {
 // settled is how long it takes until a pace is known.
 const settled = 5 * time.Minute
 
-// note is to be called every minute.
-func (p *pace) note(now time.Time, n int64) {
+// Note is to be called every minute.
+func (p *Pace) Note(now time.Time, n int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.seen = append(p.seen, reading{now, n}); len(p.seen) > 60 {
@@ -52,8 +53,8 @@ func (p *pace) note(now time.Time, n int64) {
 	}
 }
 
-// perDay returns by how much the number would grow in a day; 0 if that is not known yet.
-func (p *pace) perDay(now time.Time, n int64) int64 {
+// PerDay returns by how much the number would grow in a day; 0 if that is not known yet.
+func (p *Pace) PerDay(now time.Time, n int64) int64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(p.seen) == 0 {

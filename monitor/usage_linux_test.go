@@ -1,4 +1,4 @@
-package main
+package monitor
 
 import (
 	"testing"
@@ -7,7 +7,7 @@ import (
 
 // TestPace: what was written at first does not count, nor what is older than an hour.
 func TestPace(t *testing.T) {
-	var p pace
+	var p Pace
 	at := time.Now()
 	n := int64(4 << 20)
 	for minute := range 180 {
@@ -21,10 +21,10 @@ func TestPace(t *testing.T) {
 		case minute >= 5:
 			want = 24 * 60 * 1000
 		}
-		if got := p.perDay(now, n); want >= 0 && (got < want*99/100 || got > want*101/100) {
+		if got := p.PerDay(now, n); want >= 0 && (got < want*99/100 || got > want*101/100) {
 			t.Fatalf("after %d minutes: %d, not %d", minute, got, want)
 		}
-		p.note(now, n)
+		p.Note(now, n)
 		if n += 1000; minute >= 60 {
 			n += 1000
 		}
