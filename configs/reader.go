@@ -96,4 +96,3 @@ func (r *reader) fail(path, format string, args ...any) {
 	}
 	r.errs = append(r.errs, e)
 }
-

@@ -103,4 +103,3 @@ func (p *packer) last() (*block.Stamp, uint32, error) {
 	}
 	return nil, 0, nil
 }
-
