@@ -1,6 +1,7 @@
 package market
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"testing"
@@ -99,5 +100,41 @@ func TestHandOver(t *testing.T) {
 	}
 	if paid/100 != uint64(n)+left {
 		t.Errorf("%d msat were paid for %d readings, and %d are left", paid, n, left)
+	}
+}
+
+// stuck is a wallet that does not answer.
+type stuck struct {
+	money
+	asked chan bool
+}
+
+func (w *stuck) Pay(ctx context.Context, _ string) ([32]byte, error) {
+	w.asked <- true
+	<-ctx.Done()
+	return [32]byte{}, ctx.Err()
+}
+
+// TestStuckWallet: a buyer ends when it is told to, also while its wallet does not answer;
+// what it was paying is in doubt, and paid again, once.
+func TestStuckWallet(t *testing.T) {
+	x := newTill(t, func(l *Listing) { l.Card.History = &card.History{All: true} })
+	x.sense(10)
+	c := x.rich(5)
+	config, wallet := c.config, &stuck{money{node: x.node}, make(chan bool, 10)}
+	c.config = func(cfg *ClientConfig) { config(cfg); cfg.Wallet = wallet }
+	stop := c.start(x.shop)
+	<-wallet.asked
+	began := time.Now()
+	if err := stop(); err != nil || time.Since(began) > time.Second {
+		t.Errorf("after %v: %v", time.Since(began), err)
+	}
+	c.config = config
+	if err := c.buy(context.Background(), x.shop, false); err != nil {
+		t.Fatal(err)
+	}
+	c.paper.check(t, 0, 10, 50)
+	if c.spent() != 1000 {
+		t.Errorf("%d msat", c.spent())
 	}
 }

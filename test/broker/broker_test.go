@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -31,13 +32,7 @@ type house struct {
 }
 
 func newHouse(t *testing.T) *house {
-	h := &house{t: t, dir: t.TempDir()}
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, h.port, _ = net.SplitHostPort(ln.Addr().String())
-	ln.Close()
+	h := &house{t: t, dir: t.TempDir(), port: freePort(t)}
 	// mosquitto gives up root's rights: it must be able to write here.
 	config := fmt.Sprintf("listener %s 127.0.0.1\nallow_anonymous true\npersistence true\npersistence_location %s/\nautosave_interval 1\nautosave_on_changes true\nuser root\n", h.port, h.dir)
 	h.write("mosquitto.conf", config)
@@ -54,6 +49,30 @@ feeds:
 	h.open()
 	t.Cleanup(h.close)
 	return h
+}
+
+func freePort(t *testing.T) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	_, port, err := net.SplitHostPort(ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return port
+}
+
+// build returns the program.
+func (h *house) build() string {
+	h.t.Helper()
+	edge := filepath.Join(h.dir, "edge")
+	if out, err := exec.Command("go", "build", "-o", edge, "dazaar-edge/cmd/edge").CombinedOutput(); err != nil {
+		h.t.Fatalf("%v: %s", err, out)
+	}
+	return edge
 }
 
 func (h *house) write(name, text string) {
@@ -113,8 +132,26 @@ func (h *house) say(from, to int) {
 type station struct {
 	h            *house
 	cmd          *exec.Cmd
-	stderr       bytes.Buffer
+	stderr       log
 	key, address string
+}
+
+// log is what a process says.
+type log struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *log) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(b)
+}
+
+func (s *station) said() string {
+	s.stderr.mu.Lock()
+	defer s.stderr.mu.Unlock()
+	return s.stderr.b.String()
 }
 
 func (h *house) start(edge string) *station {
@@ -132,7 +169,7 @@ func (h *house) start(edge string) *station {
 	sc := bufio.NewScanner(out)
 	sc.Buffer(nil, 1<<20)
 	if !sc.Scan() {
-		h.t.Fatalf("edge run: %s", s.stderr.String())
+		h.t.Fatalf("edge run: %s", s.said())
 	}
 	var up struct {
 		Feeds []struct{ SellerKey, TCP string }
@@ -149,10 +186,7 @@ func (h *house) start(edge string) *station {
 // flagged; and the last will says when edge was gone.
 func TestMosquitto(t *testing.T) {
 	h := newHouse(t)
-	edge := filepath.Join(h.dir, "edge")
-	if out, err := exec.Command("go", "build", "-o", edge, "dazaar-edge/cmd/edge").CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
+	edge := h.build()
 	will := make(chan string, 100)
 	watch := func() paho.Client {
 		c := h.client()
@@ -227,7 +261,7 @@ func (s *station) stop() {
 	s.cmd.Process.Signal(syscall.SIGTERM) //nolint:errcheck // Wait tells
 	start := time.Now()
 	if err := s.cmd.Wait(); err != nil {
-		s.h.t.Errorf("%v: %s", err, s.stderr.String())
+		s.h.t.Errorf("%v: %s", err, s.said())
 	}
 	if took := time.Since(start); took > 2*time.Second {
 		s.h.t.Errorf("it took %v to end", took)
