@@ -61,6 +61,8 @@ func buyCommand(p *program, ctx context.Context, args []string) (err error) {
 		return p.usage(f.Usage, "how much may be paid? --max-sats N")
 	case *wallet == "" && *sats > 0:
 		return p.usage(f.Usage, "who pays? --wallet URL")
+	case *step == 0:
+		return p.usage(f.Usage, "--step 0: at least one interval of the price is bought at a time")
 	case *sats > 1e12:
 		return p.usage(f.Usage, "--max-sats %d is more than there is", *sats)
 	case *wallet != "":

@@ -33,6 +33,7 @@ func TestScripts(t *testing.T) {
 			"contains":           contains,
 			"start-edge":         startEdge,
 			"stop-edge":          stopEdge,
+			"start-unheard":      startUnheard,
 			"complete":           complete,
 			"buy-unread":         buyUnread,
 			"hangup-edge":        hangupEdge,
@@ -190,13 +191,38 @@ func startEdge(ts *testscript.TestScript, _ bool, args []string) {
 // started are the processes of start-edge, by script.
 var started sync.Map
 
-// stop-edge stops it as systemd would; it must end in order.
+// stop-edge stops it as systemd would; it must end in order, whatever it is told
+// meanwhile.
 func stopEdge(ts *testscript.TestScript, _ bool, _ []string) {
 	v, _ := started.LoadAndDelete(ts)
 	r := v.(*running)
 	ts.Check(r.cmd.Process.Signal(syscall.SIGTERM))
+	r.cmd.Process.Signal(syscall.SIGHUP) //nolint:errcheck // it may have ended
 	if err := r.cmd.Wait(); err != nil {
 		ts.Fatalf("%v: %s", err, r.stderr.String())
+	}
+}
+
+// start-unheard CONFIG starts edge run with a standard error that nobody reads any more,
+// and stops it when it is ready.
+func startUnheard(ts *testscript.TestScript, _ bool, args []string) {
+	path, err := exec.LookPath("edge")
+	ts.Check(err)
+	r, w, err := os.Pipe()
+	ts.Check(err)
+	r.Close()
+	cmd := exec.Command(path, "run", "-c", args[0])
+	cmd.Args[0] = "edge"
+	cmd.Dir, cmd.Stderr = ts.MkAbs("."), w
+	out, err := cmd.StdoutPipe()
+	ts.Check(err)
+	ts.Check(cmd.Start())
+	w.Close()
+	ts.Defer(func() { cmd.Process.Kill(); cmd.Wait() })
+	ready := bufio.NewScanner(out).Scan()
+	ts.Check(cmd.Process.Signal(syscall.SIGTERM))
+	if err := cmd.Wait(); err != nil || !ready {
+		ts.Fatalf("ready: %v; %v", ready, err)
 	}
 }
 
