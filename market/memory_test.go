@@ -3,6 +3,7 @@ package market
 import (
 	"context"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -114,14 +115,17 @@ func TestMemory(t *testing.T) {
 	for c.blocks.Load() < busy*1000 {
 		time.Sleep(10 * time.Millisecond)
 	}
-	most := 0
-	for range 5 {
-		most = max(most, o.report("memory").RSS)
+	// Between the collection and the look more or less garbage is made, as the machine
+	// has time: the middle one of several is what is needed.
+	var sizes []int
+	for range 15 {
+		sizes = append(sizes, o.report("memory").RSS)
 	}
+	slices.Sort(sizes)
 	if n := c.blocks.Load(); n >= busy*200_000 {
 		t.Fatal("they are done")
 	}
-	each = (most - before.RSS) / busy
+	each = (sizes[len(sizes)/2] - before.RSS) / busy
 	t.Logf("a buyer that downloads takes %d KiB", each)
 	if each > 160 {
 		t.Errorf("a buyer that downloads takes %d KiB", each)
