@@ -113,6 +113,16 @@ type queue struct {
 
 func (q *queue) init() { q.wake = make(chan struct{}, 1) }
 
+// full tells whether so many bytes find no room.
+func (q *queue) full(size int) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.over(size)
+}
+
+// over is full with mu held.
+func (q *queue) over(size int) bool { return size > 0 && q.bytes > 0 && q.bytes+size > maxQueue }
+
 func (q *queue) poke() {
 	select {
 	case q.wake <- struct{}{}:
@@ -174,15 +184,20 @@ func (l *Log) Submit(blocks ...block.Block) (*Ticket, error) {
 
 func (l *Log) submit(blocks []block.Block, urgent bool, w *Writer) (*Ticket, error) {
 	size := 0
-	leaves := make([]merkle.Node, len(blocks))
-	for i, b := range blocks {
+	for _, b := range blocks {
 		if len(b.Data) > l.st.MaxBlock() {
 			return nil, fmt.Errorf("%w: block of %d bytes, at most %d", storage.ErrTooLarge, len(b.Data), l.st.MaxBlock())
 		}
 		size += len(b.Data) + blockOverhead
-		leaves[i] = merkle.Leaf(0, b.Data) // hashed here, outside the committer
 	}
 	q := &l.queue
+	if q.full(size) {
+		return nil, ErrBusy
+	}
+	leaves := make([]merkle.Node, len(blocks))
+	for i, b := range blocks {
+		leaves[i] = merkle.Leaf(0, b.Data) // hashed here, outside the committer
+	}
 	q.mu.Lock()
 	if q.closed {
 		q.mu.Unlock()
@@ -192,7 +207,7 @@ func (l *Log) submit(blocks []block.Block, urgent bool, w *Writer) (*Ticket, err
 		q.mu.Unlock()
 		return nil, w.failed
 	}
-	if size > 0 && q.bytes > 0 && q.bytes+size > maxQueue {
+	if q.over(size) { // others came first
 		q.mu.Unlock()
 		return nil, ErrBusy
 	}

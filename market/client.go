@@ -125,8 +125,11 @@ type Client struct {
 	// current is the visit that counts; moving tells that another may take over.
 	current *visit
 	moving  bool
-	card    *card.Card // nil until it is known
-	terms   *jcs.Hex32 // those of the seller that were accepted; nil if none were
+	// replaced: while one might take over it was said that another connection did. That
+	// was another machine, unless the one that takes over is served.
+	replaced bool
+	card     *card.Card // nil until it is known
+	terms    *jcs.Hex32 // those of the seller that were accepted; nil if none were
 	// declined: there are some, and they were not.
 	declined bool
 	buying   purchase
@@ -136,7 +139,7 @@ type Client struct {
 
 	wg sync.WaitGroup // connections, attempts at them, and wallets at work
 
-	patience, lookEvery, arriveTime time.Duration // constants, but for tests
+	patience, lookEvery, arriveTime, askAgain time.Duration // constants, but for tests
 
 	seen replicate.BuyerStats // owned by the goroutine of Run, like all below
 	news time.Time            // when something came last
@@ -144,7 +147,7 @@ type Client struct {
 
 // NewClient returns a client.
 func NewClient(cfg ClientConfig) (*Client, error) {
-	c := &Client{cfg: cfg, log: cfg.Log, patience: patience, lookEvery: lookEvery, arriveTime: arriveTime, purse: cfg.Purse}
+	c := &Client{cfg: cfg, log: cfg.Log, patience: patience, lookEvery: lookEvery, arriveTime: arriveTime, askAgain: askAgain, purse: cfg.Purse}
 	if len(cfg.Addresses) == 0 {
 		return nil, errors.New("market: where is the seller?")
 	}
@@ -232,7 +235,7 @@ func (c *Client) connect(ctx context.Context) error {
 	}
 	c.mu.Lock()
 	v, err := c.visit(p, nil)
-	if err == nil {
+	if c.replaced = false; err == nil {
 		c.enter(v)
 	}
 	c.mu.Unlock()
@@ -252,7 +255,7 @@ func (c *Client) connect(ctx context.Context) error {
 	m := newMover(c)
 	defer func() {
 		cancel()
-		m.stop(v, ctx.Err() != nil)
+		m.stop(ctx, v)
 	}()
 	for {
 		v = m.settle(v)
@@ -299,7 +302,10 @@ func (c *Client) connect(ctx context.Context) error {
 func (c *Client) because(err error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.why != nil {
+	switch {
+	case c.replaced:
+		return ErrReplaced
+	case c.why != nil:
 		return c.why
 	}
 	return err

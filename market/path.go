@@ -117,7 +117,7 @@ func newMover(c *Client) *mover {
 // seek begins to look whether there is a better address than that of v.
 func (m *mover) seek(ctx context.Context, v *visit) {
 	m.c.mu.Lock()
-	busy := m.c.buying.busy()
+	busy := m.c.buying.busy() || v.old != nil // it has only just moved
 	m.c.mu.Unlock()
 	if busy || m.looking || m.next != nil || v.rank == 0 || !m.c.cfg.Follow {
 		return
@@ -199,20 +199,25 @@ func (m *mover) instead() *visit {
 }
 
 // stop ends what goes on, and v; it returns when nothing runs any more. A payment goes on
-// for as long as it takes, but at the end of all: then it is in doubt, and tried again.
-func (m *mover) stop(v *visit, all bool) {
+// for as long as it takes, but not when ctx ends: then it is in doubt, and tried again.
+func (m *mover) stop(ctx context.Context, v *visit) {
 	m.look.Stop()
 	m.c.mu.Lock()
-	if all && m.c.buying.paying {
-		m.c.buying.giveUp()
+	for ; v != nil; v = v.old {
+		v.mux.Close()
 	}
-	for _, x := range []*visit{v, v.old, m.next} {
-		if x != nil {
-			x.mux.Close()
-		}
+	if m.next != nil {
+		m.next.mux.Close()
 	}
 	m.forget()
 	m.c.mu.Unlock()
+	defer context.AfterFunc(ctx, func() {
+		m.c.mu.Lock()
+		defer m.c.mu.Unlock()
+		if m.c.buying.paying {
+			m.c.buying.giveUp()
+		}
+	})()
 	m.c.wg.Wait()
 	select {
 	case p := <-m.found:

@@ -2,6 +2,7 @@ package market
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"testing"
@@ -135,6 +136,89 @@ func TestStuckWallet(t *testing.T) {
 	}
 	c.paper.check(t, 0, 10, 50)
 	if c.spent() != 1000 {
+		t.Errorf("%d msat", c.spent())
+	}
+}
+
+// TestStuckWalletAlone: also when the connection broke before.
+func TestStuckWalletAlone(t *testing.T) {
+	x := newTill(t, func(l *Listing) { l.Card.History = &card.History{All: true} })
+	x.sense(10)
+	c := x.rich(5)
+	config, wallet := c.config, &stuck{money{node: x.node}, make(chan bool, 10)}
+	c.config = func(cfg *ClientConfig) { config(cfg); cfg.Wallet = wallet }
+	stop := c.start(x.shop)
+	<-wallet.asked
+	x.offer.each(true, func(s *session) { s.conn.Close() })
+	for x.offer.Stats().Connections > 0 {
+		time.Sleep(time.Millisecond) // until it is gone
+	}
+	began := time.Now()
+	if err := stop(); err != nil || time.Since(began) > time.Second {
+		t.Errorf("after %v: %v", time.Since(began), err)
+	}
+}
+
+// TestReplacedWhileMoving: one that is told, while it moves to a better address, that
+// another connection took over does not come back, unless it was itself that did.
+func TestReplacedWhileMoving(t *testing.T) {
+	v := &visit{}
+	c := &Client{current: v, moving: true}
+	v.c = c
+	if err := (*visitor)(v).Invalid(dazaar.Invalid{Code: dazaar.CodeReplaced}); err != nil {
+		t.Fatal(err)
+	}
+	c.moving = false
+	if err := c.because(ErrBusy); !errors.Is(err, ErrReplaced) || !fatal(err) {
+		t.Error(err)
+	}
+	c.replaced = false // as when the new connection is served
+	if err := c.because(ErrBusy); errors.Is(err, ErrReplaced) {
+		t.Error(err)
+	}
+}
+
+// forgetful is a wallet that pays the first time, and does not say so.
+type forgetful struct {
+	money
+	paid map[string][32]byte
+}
+
+func (w *forgetful) Pay(ctx context.Context, request string) ([32]byte, error) {
+	if p, ok := w.paid[request]; ok {
+		return p, nil
+	}
+	p, err := w.money.Pay(ctx, request)
+	if err != nil {
+		return p, err
+	}
+	w.paid[request] = p
+	if len(w.paid) == 1 {
+		err = errors.New("the line broke")
+	}
+	return p, err
+}
+
+// TestDoubtServed: a payment of which nobody knew was credited and used up: when the wallet
+// says that it was paid, nothing more is due for it, and the next step is bought.
+func TestDoubtServed(t *testing.T) {
+	x := newTill(t, func(l *Listing) { l.Card.History = &card.History{All: true} })
+	x.sense(10)
+	c := x.rich(5)
+	config := c.config
+	c.config = func(cfg *ClientConfig) {
+		config(cfg)
+		cfg.Wallet = &forgetful{money{node: x.node}, map[string][32]byte{}}
+	}
+	c.change = func(c *Client) { c.askAgain = 100 * time.Millisecond }
+	stop := c.start(x.shop)
+	c.paper.wait(10)
+	x.sense(20)
+	c.paper.wait(30)
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+	if c.spent() != 3000 {
 		t.Errorf("%d msat", c.spent())
 	}
 }

@@ -193,8 +193,8 @@ func (c *Client) invoiced(v *visit, x dazaar.Invoice) error {
 			return fmt.Errorf("%w: no invoice: %s: %q", ErrRefused, x.Code, x.Error)
 		case dazaar.CodeUnpayable, dazaar.CodeBusy, dazaar.CodeChargeLimit:
 			if c.cfg.Follow {
-				c.log.Warn("the seller has no invoice; asking again", "in", askAgain, "error", err)
-				b.again = time.Now().Add(askAgain)
+				c.log.Warn("the seller has no invoice; asking again", "in", c.askAgain, "error", err)
+				b.again = time.Now().Add(c.askAgain)
 				return nil
 			}
 		}
@@ -271,13 +271,15 @@ func (c *Client) pay(v *visit, r purse.Receipt, doubt bool) {
 			err = fmt.Errorf("%w: whether invoice %x was paid is not known; it is tried again, and no other: %w", ErrUnpaid, r.Invoice.Hash, err)
 			if c.cfg.Follow {
 				c.log.Warn("payment in doubt", "error", err)
-				b.again = time.Now().Add(askAgain)
+				b.again = time.Now().Add(c.askAgain)
 				return
 			}
 		default:
 			r.Preimage = (*jcs.Hex32)(&preimage)
 			err = outputError(c.purse.Done(r.Invoice.Hash, preimage))
-			b.blocks = blocks + 1
+			if !doubt { // what comes for that one may have come
+				b.blocks = blocks + 1
+			}
 		}
 		if err != nil {
 			c.why = err

@@ -144,7 +144,7 @@ func (v *visit) follow(f dazaar.OneTimeFeed) error {
 			return err
 		}
 	}
-	c.given = true
+	c.given, c.replaced = true, false
 	return v.attach()
 }
 
@@ -177,7 +177,8 @@ func (h *visitor) Invalid(x dazaar.Invalid) error {
 			why = ErrTerms
 		case dazaar.CodeReplaced:
 			if c.moving {
-				return nil // by ourselves, most likely; else that fails, too
+				c.replaced = true // by ourselves, most likely; else that one is not served
+				return nil
 			}
 			why = ErrReplaced
 		case dazaar.CodeBusy, dazaar.CodeClosing:

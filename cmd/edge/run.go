@@ -76,7 +76,9 @@ func runCommand(p *program, ctx context.Context, args []string) error {
 	if cfg.Limits.Memory > 0 {
 		debug.SetMemoryLimit(cfg.Limits.Memory * 3 / 4) // the rest is for what Go does not count
 	}
-	signal.Ignore(syscall.SIGPIPE) // whoever read its words may be gone
+	// Whoever read its words may be gone. Ignored, the signal would be so by programs that
+	// are sensors, too.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP) // to the end: it must not end the program while that is busy
 	logger := slog.New(slog.NewTextHandler(p.stderr, nil))

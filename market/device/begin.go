@@ -3,6 +3,7 @@ package device
 import (
 	"encoding/binary"
 	"errors"
+	"slices"
 	"time"
 
 	"dazaar-edge/feed/block"
@@ -16,8 +17,8 @@ func (p *packer) begin() error {
 	if err != nil {
 		return err
 	}
-	if b := p.d.cfg.Feed.Note(); last != nil && len(b) == noteSize {
-		last, boot = p.missed(b, now.Boot)
+	if notes := p.d.cfg.Feed.Note(); last != nil && len(notes) > 0 && len(notes)%noteSize == 0 {
+		last, boot = p.missed(notes, now.Boot)
 	}
 	if last == nil || boot != now.Boot {
 		p.add(block.Entry{Kind: block.Boot, Stamp: stamp(now)})
@@ -39,9 +40,12 @@ func (p *packer) begin() error {
 	return nil
 }
 
-// noteSize is what leave keeps: boot u32, from and to as ns u64 of its monotonic time,
-// little endian.
-const noteSize = 20
+// noteSize is what leave keeps of a run: boot u32, from and to as ns u64 of its monotonic
+// time, little endian; maxNotes of how many.
+const (
+	noteSize = 20
+	maxNotes = 6
+)
 
 // leave notes what the card did not take, for the next start to say.
 func (p *packer) leave() error {
@@ -49,13 +53,18 @@ func (p *packer) leave() error {
 	for _, f := range p.flying {
 		lost = lost.join(f.lost).join(cover(f.parcels))
 	}
-	if lost = lost.join(cover(p.waiting)); lost == nil {
+	notes := p.notes
+	if lost = lost.join(cover(p.waiting)); lost != nil {
+		lost = lost.join(&span{lost.from, p.newest})
+		notes = binary.LittleEndian.AppendUint32(slices.Clone(notes), p.d.cfg.Clock.Now().Boot)
+		notes = binary.LittleEndian.AppendUint64(notes, uint64(lost.from))
+		notes = binary.LittleEndian.AppendUint64(notes, uint64(lost.to))
+	}
+	if len(notes) == 0 {
 		return nil
 	}
-	lost = lost.join(&span{lost.from, p.newest})
-	b := binary.LittleEndian.AppendUint32(nil, p.d.cfg.Clock.Now().Boot)
-	b = binary.LittleEndian.AppendUint64(b, uint64(lost.from))
-	return p.d.cfg.Feed.SetNote(binary.LittleEndian.AppendUint64(b, uint64(lost.to)))
+	// A card that is full for more starts than that keeps the newest.
+	return p.d.cfg.Feed.SetNote(notes[max(0, len(notes)-maxNotes*noteSize):])
 }
 
 // cover returns from when to when parcels have readings; nil if they have none.
@@ -68,17 +77,30 @@ func cover(parcels []parcel) (s *span) {
 	return s
 }
 
-// missed says what the last run left a note of, and returns where that ends.
-func (p *packer) missed(note []byte, now uint32) (*block.Stamp, uint32) {
-	boot := binary.LittleEndian.Uint32(note)
-	from, to := time.Duration(binary.LittleEndian.Uint64(note[4:])), time.Duration(binary.LittleEndian.Uint64(note[12:]))
-	end := block.Stamp{Boot: boot, Mono: to}
-	p.add(block.Entry{Kind: block.GapEntry, Stamp: end, From: &from, To: &to, Cause: CauseStorage})
+// missed says what earlier runs left notes of, and returns where that ends. The notes go
+// when what is said is durable.
+func (p *packer) missed(notes []byte, now uint32) (last *block.Stamp, boot uint32) {
+	p.notes = slices.Clone(notes)
+	for note := range slices.Chunk(p.notes, noteSize) {
+		boot = binary.LittleEndian.Uint32(note)
+		from, to := time.Duration(binary.LittleEndian.Uint64(note[4:])), time.Duration(binary.LittleEndian.Uint64(note[12:]))
+		last = &block.Stamp{Boot: boot, Mono: to}
+		p.newest = 0 // of an earlier run
+		p.add(block.Entry{Kind: block.GapEntry, Stamp: *last, From: &from, To: &to, Cause: CauseStorage})
+	}
 	if boot != now {
 		p.newest = 0
 	}
-	p.d.cfg.Feed.SetNote(nil) //nolint:errcheck // removing does not fail; it goes with the entry's commit
-	return &end, boot
+	if n := len(p.waiting); n > 0 {
+		p.acks++
+		p.waiting[n-1].done = append(p.waiting[n-1].done, func(err error) {
+			if err == nil {
+				p.notes = nil
+				p.d.cfg.Feed.SetNote(nil) //nolint:errcheck // removing does not fail
+			}
+		})
+	}
+	return last, boot
 }
 
 // last returns the stamp of the newest readable block that a device made, not a

@@ -373,6 +373,80 @@ func TestFullAtTheEnd(t *testing.T) {
 	}
 }
 
+// TestFullTwice: what two starts of the board could not write is said by the third.
+func TestFullTwice(t *testing.T) {
+	r := newRig(t)
+	r.start()
+	r.reads(10)
+	full := func(_ int, op, name string) error {
+		if strings.Contains(name, "spare") || op == "create" {
+			return syscall.ENOSPC
+		}
+		return nil
+	}
+	for boot := range uint32(2) {
+		if boot > 0 {
+			r.clock.mu.Lock()
+			r.clock.now = sensors.Time{Boot: boot + 1}
+			r.clock.mu.Unlock()
+			r.start()
+		}
+		r.disk.Fail(full)
+		for r.dev.Stats().Error == "" {
+			r.reads(1)
+		}
+		r.reads(20)
+		r.stop()
+		if err := <-r.done; !errors.Is(err, syscall.ENOSPC) {
+			t.Error(err)
+		}
+		if err := r.log.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.disk.Fail(nil)
+	r.clock.mu.Lock()
+	r.clock.now = sensors.Time{Boot: 3}
+	r.clock.mu.Unlock()
+	r.start()
+	r.reads(10)
+	r.end()
+	_, entries := r.blocks()
+	expect(t, entries, "boot", "gap storage", "gap storage", "boot", "gap stopped")
+	if entries[1].Stamp.Boot != 1 || entries[2].Stamp.Boot != 2 || entries[3].Stamp.Boot != 3 {
+		t.Errorf("%+v, %+v", entries[1], entries[2])
+	}
+}
+
+// TestHangs: a card that does not answer is said to, and no more waits for it than there
+// is room for.
+func TestHangs(t *testing.T) {
+	r := newRig(t)
+	r.start()
+	r.reads(5)
+	release := make(chan struct{})
+	r.disk.Fail(func(int, string, string) error { <-release; return nil })
+	text := strings.Repeat("x", 1500)
+	for n := 0; r.dev.Stats().Error == ""; n++ {
+		r.dev.samples <- sample{sensor: "x", at: r.clock.Now(), readings: []sensors.Reading{{Name: "v", Value: text}}}
+		if n%20 == 0 {
+			time.Sleep(time.Millisecond) // until a pack is made of them
+		}
+		if st := r.dev.Stats(); st.Waiting > 2500 {
+			t.Fatalf("%+v after %d readings", st, n)
+		}
+	}
+	if st := r.dev.Stats(); !strings.Contains(st.Error, "has not answered for 5s") || st.Dropped == 0 {
+		t.Errorf("%+v", st)
+	}
+	close(release)
+	r.reads(20)
+	r.end()
+	if st := r.dev.Stats(); st.Error != "" {
+		t.Errorf("%+v", st)
+	}
+}
+
 // TestLeftOut: a value that no block can have does not take others with it, one that is
 // too large for a block is a gap, and neither is asked for again.
 func TestLeftOut(t *testing.T) {

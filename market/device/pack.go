@@ -32,9 +32,11 @@ type packer struct {
 	flying  []flight // submitted, not known to be durable
 	acks    int      // how many in pack, waiting and flying want to hear
 	packed  []func(error)
-	lost    *span // packs that were dropped, behind flying and before waiting
+	lost    *span  // packs that were dropped, behind flying and before waiting
+	notes   []byte // what earlier runs left, and is not durable yet
 	failing bool
-	why     error // of failing
+	why     error     // of failing
+	busy    time.Time // since when more waits than the log takes; zero if it takes it
 	// hurrying: what is submitted is being committed at once.
 	hurrying bool
 }
@@ -58,6 +60,9 @@ type flight struct {
 	ticket  *feed.Ticket
 	lost    *span
 }
+
+// hangs is how long a commit may take before it is said that the card hangs.
+const hangs = 5 * time.Second
 
 // hurryAt is how many acknowledgements may wait for a commit.
 const hurryAt = 10
@@ -276,7 +281,7 @@ func (p *packer) submit() {
 			p.tell(x, nil)
 		}
 		p.flying = p.flying[1:]
-		p.failing = false
+		p.failing, p.busy = false, time.Time{}
 		p.d.trouble.Store(nil)
 		p.hurrying = p.hurrying && len(p.flying) > 0
 	}
@@ -307,18 +312,28 @@ func (p *packer) fly() {
 	}
 	var err error
 	if f.ticket, err = p.w.Submit(blocks...); err == nil {
+		p.busy = time.Time{}
 		p.flying = append(p.flying, f)
 		p.waiting, p.lost = nil, nil
 		return
 	}
-	if errors.Is(err, feed.ErrBusy) {
-		p.d.cfg.Feed.Hurry()
+	if !errors.Is(err, feed.ErrBusy) {
+		p.complain(err)
+		if len(p.flying) == 0 {
+			p.shed()
+		}
 		return
 	}
-	p.complain(err)
-	if len(p.flying) == 0 {
-		p.shed()
+	// More waits than is committed at a time: that is a matter of a moment, or the card
+	// hangs.
+	if p.busy.IsZero() {
+		p.busy = time.Now()
+		p.d.cfg.Feed.Hurry()
 	}
+	if time.Since(p.busy) > hangs {
+		p.complain(fmt.Errorf("the card has not answered for %v: %w", hangs, err))
+	}
+	p.shed()
 }
 
 func (p *packer) complain(err error) {

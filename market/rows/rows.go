@@ -22,7 +22,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"dazaar-edge/feed/block"
@@ -309,15 +308,8 @@ const markSize = 4096
 // beginning, where that is nothing, which file it is.
 func (w *Writer) mark(at int64) (string, error) {
 	if at == 0 {
-		st, err := w.file.Stat()
-		if err != nil {
-			return "", err
-		}
-		sys, ok := st.Sys().(*syscall.Stat_t)
-		if !ok {
-			return "", errors.New("what file this is cannot be told")
-		}
-		return fmt.Sprintf("new %x:%x", sys.Dev, sys.Ino), nil
+		which, err := durable.Identity(w.file)
+		return "new " + which, err
 	}
 	b := make([]byte, min(at, markSize))
 	if _, err := w.file.ReadAt(b, at-int64(len(b))); err != nil {

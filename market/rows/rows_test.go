@@ -187,6 +187,30 @@ func TestResume(t *testing.T) {
 	if err != nil || strings.Count(string(b), "\n") != 3 || strings.Count(string(b), `"index":3`) != 1 {
 		t.Errorf("%s, %v", b, err)
 	}
+	// One that has the name, and perhaps the number, of one that is gone is another one.
+	gone := filepath.Join(dir, "gone")
+	if w, err = open(gone, false, 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	at, mark0, err := w.Sync()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	if err := os.Remove(gone); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(gone, []byte("precious"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if w, err := open(gone, false, at, mark0); err == nil {
+		t.Error("it takes another file")
+	} else {
+		w.Close()
+	}
+	if b, _ := os.ReadFile(gone); string(b) != "precious" {
+		t.Errorf("%q", b)
+	}
 	fresh := filepath.Join(dir, "fresh")
 	if w, err = open(fresh, false, 5, mark); err == nil {
 		t.Error("it resumes in a new file")

@@ -27,6 +27,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"dazaar-edge/sensors"
@@ -51,8 +52,10 @@ type Config struct {
 // Limits.
 const (
 	maxPayload = 64 << 10
-	// queue is how many messages wait for the device.
+	// queue is how many messages wait for the device, and room how long the connection is
+	// held up while there is no room for another.
 	queue     = 256
+	room      = 5 * time.Second
 	keepAlive = 30 * time.Second
 	// answer is how long the broker may take to answer, and a source waits for it before
 	// it says so.
@@ -68,7 +71,7 @@ type Client struct {
 	cfg Config
 	log *slog.Logger
 
-	again chan error // why it must connect anew; room for one
+	again chan error // messages must be sent again; room for one
 	stop  chan struct{}
 	wg    sync.WaitGroup
 
@@ -114,8 +117,12 @@ type Source struct {
 	c   *Client
 	cfg SourceConfig
 	in  chan paho.Message
+	// stalled: nobody takes what comes, and it is not waited for.
+	stalled atomic.Bool
+	left    atomic.Uint64 // messages that were left out
 
-	refused error // the broker's word about the subscription; guarded by the client's mu
+	on      int   // the connection on which it is subscribed; guarded by the client's mu
+	refused error // why it is not, until that is said; likewise
 
 	// Of the goroutine that streams: the connection for which it said that it works, 0 if
 	// none; and whether it said that there is none.
@@ -132,9 +139,8 @@ func (c *Client) Source(cfg SourceConfig) (*Source, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.sources = append(c.sources, s)
-	if c.link != nil {
-		link := c.link
-		c.wg.Go(func() { c.subscribe(link, s) })
+	if c.link != nil && !c.closed {
+		c.subscribe(s)
 	}
 	return s, nil
 }
@@ -149,6 +155,7 @@ func (s *Source) Stream(ctx context.Context, emit func(sensors.Event)) error {
 		st := s.c.state(s)
 		switch {
 		case st.err != nil:
+			s.works, s.said = 0, true
 			return st.err
 		case s.works != 0 && s.works != st.number:
 			s.works, s.said = 0, true
@@ -167,6 +174,7 @@ func (s *Source) Stream(ctx context.Context, emit func(sensors.Event)) error {
 				return fmt.Errorf("%w: no connection to the broker at %s: %w", sensors.ErrGone, s.c.cfg.Broker, st.why)
 			}
 		case m := <-s.in:
+			s.stalled.Store(false)
 			readings, err := s.cfg.parse(m)
 			if err != nil {
 				s.c.log.Debug("a message has nothing to read", "topic", m.Topic(), "error", err)
@@ -201,17 +209,10 @@ func (c *Client) state(s *Source) (st state) {
 	switch {
 	case c.closed:
 		st.err = errClosed
-	case s.refused != nil && c.link != nil:
+	case c.link == nil:
+	case s.refused != nil:
 		st.err, s.refused = s.refused, nil
-		link := c.link
-		c.wg.Go(func() { // it may be allowed by the next look
-			select {
-			case <-time.After(answer):
-				c.subscribe(link, s)
-			case <-c.stop:
-			}
-		})
-	case c.link != nil:
+	case s.on == c.number:
 		st.number = c.number
 	}
 	return st
@@ -233,15 +234,24 @@ func (c *Client) set(link paho.Client, why error) {
 	defer c.mu.Unlock()
 	if c.link = link; link != nil {
 		c.number++
+		for _, s := range c.sources {
+			c.subscribe(s)
+		}
+	} else {
+		c.why = why
 	}
-	c.why = why
+	c.move()
+}
+
+// move tells those who wait that something changed. mu is held.
+func (c *Client) move() {
 	close(c.moved)
 	c.moved = make(chan struct{})
 }
 
 // run connects for as long as it may.
 func (c *Client) run() {
-	pause := firstPause
+	pause, rest := firstPause, firstPause
 	for {
 		select {
 		case <-c.again: // that is what happens
@@ -253,13 +263,15 @@ func (c *Client) run() {
 		if err == nil {
 			c.log.Info("connected to the broker", "broker", c.cfg.Broker)
 			pause = firstPause
-			for _, s := range c.all() {
-				c.subscribe(link, s)
-			}
 			c.set(link, nil)
+			began := time.Now()
 			select {
 			case err = <-lost:
 			case err = <-c.again:
+				if time.Since(began) > lastPause {
+					rest = firstPause
+				}
+				pause, rest = rest, min(2*rest, lastPause) // what is in the way may be there still
 			case <-c.stop:
 			}
 		}
@@ -305,21 +317,45 @@ func (c *Client) connect(link paho.Client) error {
 	}
 }
 
-// subscribe has a source's messages come, or takes down why they do not.
-func (c *Client) subscribe(link paho.Client, s *Source) {
-	err := subscribe(link, s.cfg.Topic)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if s.refused = err; err != nil {
-		c.log.Warn("a subscription failed", "topic", s.cfg.Topic, "error", err)
-		close(c.moved)
-		c.moved = make(chan struct{})
-	}
+// subscribe has a source's messages come by the connection that there is, or takes down
+// why they do not, and tries again. mu is held.
+func (c *Client) subscribe(s *Source) {
+	link, number := c.link, c.number
+	c.wg.Go(func() {
+		for {
+			err := c.ask(link, s.cfg.Topic)
+			c.mu.Lock()
+			if c.number != number || c.link == nil || c.closed {
+				c.mu.Unlock()
+				return
+			}
+			if err == nil {
+				s.on = number
+			} else {
+				c.log.Warn("a subscription failed", "topic", s.cfg.Topic, "error", err)
+				s.refused = err
+			}
+			c.move()
+			c.mu.Unlock()
+			if err == nil {
+				return
+			}
+			select {
+			case <-time.After(answer): // it may be allowed then
+			case <-c.stop:
+				return
+			}
+		}
+	})
 }
 
-func subscribe(link paho.Client, topic string) error {
+func (c *Client) ask(link paho.Client, topic string) error {
 	t := link.Subscribe(topic, 1, nil)
-	if !t.WaitTimeout(answer) {
+	select {
+	case <-t.Done():
+	case <-c.stop:
+		return errClosed
+	case <-time.After(answer):
 		return fmt.Errorf("%w: the broker does not answer to a subscription to %s", sensors.ErrGone, topic)
 	}
 	if err := t.Error(); err != nil {
@@ -341,8 +377,8 @@ func (c *Client) all() []*Source {
 	return slices.Clone(c.sources)
 }
 
-// received hands a message to the sources that asked for it. It does not wait: the
-// connection would die of it.
+// received hands a message to the sources that asked for it. It waits a little for those
+// that have no room, and no more comes from the broker meanwhile.
 func (c *Client) received(_ paho.Client, m paho.Message) {
 	var to []*Source
 	for _, s := range c.all() {
@@ -359,12 +395,36 @@ func (c *Client) received(_ paho.Client, m paho.Message) {
 	}
 	shared := &message{Message: m, left: len(to)}
 	for _, s := range to {
-		select {
-		case s.in <- shared:
-		default: // not acknowledged, so that it comes again
+		switch {
+		case c.give(s, shared):
+		case m.Qos() > 0: // not acknowledged, so that it comes again
 			c.resend(fmt.Errorf("%d messages wait", len(s.in)))
+		default:
+			if n := s.left.Add(1); n&(n-1) == 0 {
+				c.log.Error("messages of QoS 0 are left out: they come faster than they are taken", "topic", s.cfg.Topic, "so far", n)
+			}
 		}
 	}
+}
+
+// give hands a message to a source, and tells whether it found room.
+func (c *Client) give(s *Source, m paho.Message) bool {
+	select {
+	case s.in <- m:
+		return true
+	default:
+	}
+	if s.stalled.Load() {
+		return false
+	}
+	select {
+	case s.in <- m:
+		return true
+	case <-time.After(room):
+		s.stalled.Store(true)
+	case <-c.stop:
+	}
+	return false
 }
 
 // resend has the broker send again what was not acknowledged: it does so when one
@@ -382,8 +442,7 @@ func (c *Client) Close() error {
 	closed := c.closed
 	if c.closed = true; !closed {
 		close(c.stop)
-		close(c.moved)
-		c.moved = make(chan struct{})
+		c.move()
 	}
 	c.mu.Unlock()
 	c.wg.Wait()

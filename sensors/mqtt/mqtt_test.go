@@ -10,6 +10,7 @@ import (
 	"os"
 	"reflect"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -21,11 +22,15 @@ import (
 	"github.com/mochi-mqtt/server/v2/listeners"
 )
 
-// gate lets users in, and lets them read what does not begin with "secret".
-type gate struct{ auth.AllowHook }
+// gate lets users in, and lets them read what does not begin with "secret", unless it is
+// open.
+type gate struct {
+	auth.AllowHook
+	open *atomic.Bool
+}
 
-func (*gate) OnACLCheck(_ *broker.Client, topic string, write bool) bool {
-	return write || len(topic) < 6 || topic[:6] != "secret"
+func (g *gate) OnACLCheck(_ *broker.Client, topic string, write bool) bool {
+	return write || len(topic) < 6 || topic[:6] != "secret" || g.open.Load()
 }
 
 // house is a broker and a device that publishes there.
@@ -33,6 +38,7 @@ type house struct {
 	t       *testing.T
 	address string
 	server  *broker.Server
+	allowed atomic.Bool
 }
 
 func newHouse(t *testing.T) *house {
@@ -45,7 +51,7 @@ func newHouse(t *testing.T) *house {
 func (h *house) open() {
 	h.t.Helper()
 	h.server = broker.New(&broker.Options{InlineClient: true, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
-	if err := h.server.AddHook(new(gate), nil); err != nil {
+	if err := h.server.AddHook(&gate{open: &h.allowed}, nil); err != nil {
 		h.t.Fatal(err)
 	}
 	l := listeners.NewTCP(listeners.Config{ID: "t", Address: h.address})
@@ -346,6 +352,130 @@ func TestRefused(t *testing.T) {
 	}
 	if err := s.Stream(context.Background(), func(sensors.Event) {}); !errors.Is(err, sensors.ErrGone) {
 		t.Error(err)
+	}
+}
+
+// TestAllowedLater: a subscription that is refused is no sensor that works; when it is
+// allowed, that is said, although nothing comes.
+func TestAllowedLater(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	c := New(Config{Broker: "tcp://" + h.address, ClientID: "edge-test"})
+	defer c.Close()
+	s, err := c.Source(SourceConfig{Topic: "secret/x"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	works := make(chan bool, 10)
+	emit := func(sensors.Event) { works <- true }
+	if err := s.Stream(context.Background(), emit); !errors.Is(err, sensors.ErrGone) {
+		t.Error(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if err := s.Stream(ctx, emit); !errors.Is(err, context.DeadlineExceeded) || len(works) > 0 {
+		t.Errorf("%v; it works %d times", err, len(works))
+	}
+	h.allowed.Store(true)
+	ctx, cancel = context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.Stream(ctx, emit) }()
+	select {
+	case <-works:
+	case <-time.After(20 * time.Second):
+		t.Error("it does not say that it works")
+	}
+	cancel()
+	<-done
+}
+
+// TestMute: a broker that says nothing after it let one in does not hold up the end.
+func TestMute(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	in := make(chan net.Conn, 10)
+	go func() {
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			conn.Write([]byte{0x20, 2, 0, 0}) //nolint:errcheck // CONNACK; the test sees it
+			in <- conn
+		}
+	}()
+	c := New(Config{Broker: "tcp://" + ln.Addr().String(), ClientID: "x"})
+	var sources []*Source
+	for range 3 {
+		s, err := c.Source(SourceConfig{Topic: "a"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		sources = append(sources, s)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- sources[0].Stream(ctx, func(sensors.Event) {}) }()
+	conn := <-in
+	defer conn.Close()
+	if _, err := conn.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	for began := false; !began; {
+		c.mu.Lock()
+		began = c.link != nil
+		c.mu.Unlock()
+		time.Sleep(time.Millisecond) // until it thinks that it is connected
+	}
+	cancel()
+	<-done
+	start := time.Now()
+	if c.Close(); time.Since(start) > time.Second {
+		t.Errorf("Close takes %v", time.Since(start))
+	}
+}
+
+// TestBurst: more retained messages than there is room for come once each, and the
+// connection stands.
+func TestBurst(t *testing.T) {
+	h := newHouse(t)
+	const n = 3000
+	for i := range n {
+		if err := h.server.Publish(fmt.Sprintf("a/%d", i), []byte(fmt.Sprint(i)), true, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := New(Config{Broker: "tcp://" + h.address, ClientID: "edge-test"})
+	defer c.Close()
+	s, err := c.Source(SourceConfig{Topic: "a/+", Name: "v"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	seen, connections := map[any]bool{}, 0
+	err = s.Stream(ctx, func(x sensors.Event) {
+		if x.Done == nil {
+			connections++
+			return
+		}
+		if seen[x.Readings[0].Value] {
+			t.Errorf("%v comes twice", x.Readings[0].Value)
+		}
+		seen[x.Readings[0].Value] = true
+		if len(seen) == 300 {
+			time.Sleep(500 * time.Millisecond) // the card is slow
+		}
+		x.Done(nil)
+		if len(seen) == n {
+			cancel()
+		}
+	})
+	if len(seen) != n || connections != 1 {
+		t.Errorf("%d of %d messages, %d connections: %v", len(seen), n, connections, err)
 	}
 }
 
