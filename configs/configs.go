@@ -62,9 +62,13 @@ type Monitor struct {
 
 // Gateway is a wallet that is paid.
 type Gateway struct {
-	Kind string // devnet
+	Kind string // devnet or lnd
 	// Listen is where the test wallet takes payments.
 	Listen string
+	// URL is a node's, Cert and Macaroon are files, and Network what its invoices are of;
+	// Private adds hints how it is reached.
+	URL, Cert, Macaroon, Network string
+	Private                      bool
 }
 
 // Storage says where and how much is kept.
@@ -190,8 +194,13 @@ type raw struct {
 		UploadPerBuyer string `yaml:"upload_per_buyer"`
 	} `yaml:"limits"`
 	Payment []struct {
-		Gateway string `yaml:"gateway"`
-		Listen  string `yaml:"listen"`
+		Gateway  string  `yaml:"gateway"`
+		Listen   *string `yaml:"listen"`
+		URL      *string `yaml:"url"`
+		Cert     *string `yaml:"cert"`
+		Macaroon *string `yaml:"macaroon"`
+		Network  *string `yaml:"network"`
+		Private  *bool   `yaml:"private"`
 	} `yaml:"payment"`
 	MQTT    *rawMQTT `yaml:"mqtt"`
 	Monitor struct {
@@ -250,7 +259,7 @@ var keyNames = [...]string{
 	"max_share", "sensors", "driver", "bus", "address", "seed", "buyers", "upload", "upload_per_buyer", "price", "tcp",
 	"field", "unit", "scale", "offset", "command", "timeout", "place", "lat", "lon", "payment", "gateway", "listen", "description", "terms", "trial",
 	"mqtt", "broker", "username", "password_file", "ca", "monitor", "prefix", "topic", "fields", "chip", "line", "mode", "edge", "pull", "active_low",
-	"debounce", "min", "max", "jump", "flat", "burnable", "amount", "currency", "per", "history", "history_amount", "clock",
+	"url", "cert", "macaroon", "network", "private", "debounce", "min", "max", "jump", "flat", "burnable", "amount", "currency", "per", "history", "history_amount", "clock",
 }
 
 // Load reads and checks the file.

@@ -40,12 +40,8 @@ func (r *reader) broker(path string, in *rawMQTT) *MQTT {
 	}
 	if in.PasswordFile != "" {
 		name := r.beside(in.PasswordFile)
-		b, err := os.ReadFile(name)
-		if err != nil {
-			r.fail(path+".password_file", "is the name of a file with the password, beside this one or absolute: %v", errors.Unwrap(err))
-		} else if st, err := os.Stat(name); err == nil && st.Mode().Perm()&0o077 != 0 {
-			r.fail(path+".password_file", "%s can be read by others: chmod 600 %s", name, name)
-		}
+		r.secret(path+".password_file", name)
+		b, _ := os.ReadFile(name) //nolint:errcheck // that was said
 		m.Password = strings.TrimRight(string(b), "\r\n")
 		if m.Username == "" {
 			r.fail(path+".password_file", "is the password of nobody: add a username")

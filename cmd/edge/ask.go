@@ -243,7 +243,7 @@ func cardCommand(p *program, ctx context.Context, args []string) error {
 	}
 	switch {
 	case *qr:
-		return printQR(p.stdout, card.Link(c.Key()))
+		return card.PrintQR(p.stdout, card.Link(c.Key()))
 	case *link:
 		_, err = fmt.Fprintln(p.stdout, card.Link(c.Key()))
 	default:

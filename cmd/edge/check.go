@@ -17,6 +17,7 @@ import (
 	"dazaar-edge/configs"
 	"dazaar-edge/feed/block"
 	"dazaar-edge/market/device"
+	"dazaar-edge/payment"
 	"dazaar-edge/sensors"
 	"dazaar-edge/storage/durable"
 	"dazaar-edge/storage/vault"
@@ -42,7 +43,7 @@ func checkCommand(p *program, ctx context.Context, args []string) error {
 	}
 	c := &checker{p: p, cfg: cfg}
 	c.device()
-	c.network()
+	c.network(ctx)
 	c.sensors(ctx)
 	c.project()
 	if c.failed > 0 {
@@ -131,7 +132,7 @@ func used(dir string) (n int64) {
 }
 
 // network looks at what is listened on, and at the brokers.
-func (c *checker) network() {
+func (c *checker) network(ctx context.Context) {
 	running := errors.Is(tryLock(c.cfg.Storage.Path), durable.ErrLocked)
 	listen := func(what, address string) {
 		ln, err := net.Listen("tcp", address)
@@ -146,7 +147,11 @@ func (c *checker) network() {
 		}
 	}
 	for i, g := range c.cfg.Payment {
-		listen(fmt.Sprintf("payment[%d].listen", i), g.Listen)
+		if g.Kind == "lnd" {
+			c.node(ctx, fmt.Sprintf("payment[%d]", i), g)
+		} else {
+			listen(fmt.Sprintf("payment[%d].listen", i), g.Listen)
+		}
 	}
 	for _, f := range c.cfg.Feeds {
 		switch {
@@ -172,6 +177,23 @@ func (c *checker) network() {
 		conn.Close()
 		c.ok("monitor.mqtt.broker: %s answers", m.Broker)
 	}
+}
+
+// node asks a Lightning node how it is, and whether the macaroon may look at invoices.
+func (c *checker) node(ctx context.Context, path string, g configs.Gateway) {
+	node, err := openLND(g, nil)
+	if err == nil {
+		ctx, cancel := context.WithTimeout(ctx, checkTime)
+		defer cancel()
+		if err = node.Health(ctx); err == nil {
+			_, err = node.Lookup(ctx, [32]byte{1})
+		}
+	}
+	if err != nil && !errors.Is(err, payment.ErrUnknown) {
+		c.fail("%s: %v", path, err)
+		return
+	}
+	c.ok("%s: the node at %s answers, and takes the macaroon", path, g.URL)
 }
 
 // tryLock tells whether the directory is in use.

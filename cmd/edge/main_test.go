@@ -4,6 +4,8 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"encoding/pem"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"dazaar-edge/payment/lnd/lndtest"
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
@@ -34,6 +38,8 @@ func TestScripts(t *testing.T) {
 			"start-edge":         startEdge,
 			"stop-edge":          stopEdge,
 			"start-unheard":      startUnheard,
+			"start-lnd":          startLND,
+			"deny-lnd":           denyLND,
 			"complete":           complete,
 			"buy-unread":         buyUnread,
 			"hangup-edge":        hangupEdge,
@@ -201,6 +207,30 @@ func stopEdge(ts *testscript.TestScript, _ bool, _ []string) {
 	if err := r.cmd.Wait(); err != nil {
 		ts.Fatalf("%v: %s", err, r.stderr.String())
 	}
+}
+
+// nodes are those of start-lnd, by script.
+var nodes sync.Map
+
+// start-lnd starts a node that answers as lnd does, and a wallet that pays it, and sets
+// NODE and PAYER to where they are. It writes tls.cert and sell.macaroon.
+func startLND(ts *testscript.TestScript, _ bool, _ []string) {
+	n, err := lndtest.New(ts.MkAbs("node"))
+	ts.Check(err)
+	node, payer := httptest.NewTLSServer(n), httptest.NewServer(n.Node)
+	ts.Defer(node.Close)
+	ts.Defer(payer.Close)
+	ts.Check(os.WriteFile(ts.MkAbs("tls.cert"), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: node.Certificate().Raw}), 0o644))
+	ts.Check(os.WriteFile(ts.MkAbs("sell.macaroon"), lndtest.Macaroon, 0o600))
+	ts.Setenv("NODE", node.URL)
+	ts.Setenv("PAYER", payer.URL)
+	nodes.Store(ts, n)
+}
+
+// deny-lnd WORDS has the node say that instead of an answer; nothing has it answer again.
+func denyLND(ts *testscript.TestScript, _ bool, args []string) {
+	n, _ := nodes.Load(ts)
+	n.(*lndtest.Node).Deny(strings.Join(args, " "))
 }
 
 // start-unheard CONFIG starts edge run with a standard error that nobody reads any more,

@@ -20,6 +20,7 @@ import (
 	"dazaar-edge/payment/cashier"
 	"dazaar-edge/payment/devnet"
 	"dazaar-edge/payment/ledger"
+	"dazaar-edge/payment/lnd"
 	"dazaar-edge/sensors"
 	"dazaar-edge/storage/durable"
 )
@@ -45,14 +46,22 @@ func openTill(cfg *configs.Config, s *state, clock sensors.Clock, logger *slog.L
 		return nil, err
 	}
 	var gateways []payment.Gateway
-	for _, g := range cfg.Payment {
+	for i, g := range cfg.Payment {
+		if g.Kind == "lnd" {
+			node, err := openLND(g, logger)
+			if err != nil {
+				return nil, errors.Join(fmt.Errorf("payment[%d]: %w", i, err), t.close())
+			}
+			gateways = append(gateways, node)
+			continue
+		}
 		node, err := devnet.Open(durable.OS(), filepath.Join(s.dir, walletName))
 		if err != nil {
-			return nil, err
+			return nil, errors.Join(err, t.close())
 		}
 		gateways = append(gateways, node)
 		if err := t.serve(node, g.Listen); err != nil {
-			return nil, fmt.Errorf("payment: listen: %w", err)
+			return nil, errors.Join(fmt.Errorf("payment: listen: %w", err), t.close())
 		}
 		logger.Warn("the test wallet is paid: its money is worth nothing", "pay", t.wallet)
 	}
@@ -64,6 +73,13 @@ func openTill(cfg *configs.Config, s *state, clock sensors.Clock, logger *slog.L
 		t.identify(logger)
 	}
 	return t, nil
+}
+
+// openLND returns the gateway to a node. Its name stays when others come before it.
+func openLND(g configs.Gateway, logger *slog.Logger) (*lnd.Gateway, error) {
+	return lnd.New(lnd.Config{
+		Name: "lnd " + g.URL, URL: g.URL, Cert: g.Cert, Macaroon: g.Macaroon, Network: bolt11.Network(g.Network), Private: g.Private, Log: logger,
+	})
 }
 
 // identify asks the wallet who is paid.

@@ -46,6 +46,8 @@ var allowed = map[string][]string{
 	"payment/cashier":        {"payment", "payment/bolt11", "payment/ledger", "payment/meter", "protocol/jcs"},
 	"payment/devnet":         {"payment", "payment/bolt11", "storage/durable"},
 	"payment/gatewaytest":    {"payment", "payment/bolt11"},
+	"payment/lnd":            {"payment", "payment/bolt11"},
+	"payment/lnd/lndtest":    {"payment", "payment/devnet", "storage/durable"},
 	"storage/...":            {"storage/durable"},
 	"storage":                {"storage/durable", "storage/page", "storage/marks"},
 	"storage/marks":          {"storage/durable", "storage/page"},
@@ -76,7 +78,7 @@ var dependencies = map[string][]string{
 	"github.com/eclipse/paho.mqtt.golang":       {"sensors/mqtt", "monitor"},
 	"github.com/warthog618/go-gpiocdev":         {"sensors/gpio"},
 	"github.com/mochi-mqtt/server/v2":           {"test/demo"}, // and tests
-	"rsc.io/qr":                                 {"cmd/edge"},
+	"rsc.io/qr":                                 {"market/card"},
 	"periph.io/x/conn/v3":                       {"sensors/bme280", "sensors/bme280/chip", "cmd/edge", "test/demo"},
 	"periph.io/x/devices/v3":                    {"sensors/bme280"},
 	"periph.io/x/host/v3":                       {"sensors/bme280"},

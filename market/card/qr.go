@@ -1,4 +1,4 @@
-package main
+package card
 
 import (
 	"bufio"
@@ -7,9 +7,9 @@ import (
 	"rsc.io/qr"
 )
 
-// printQR prints a QR code with half blocks, dark on light whatever the terminal's
+// PrintQR prints the QR code of a link, or of other text, on a terminal: with half blocks, dark on light whatever the terminal's
 // colours are, and with the margin that scanners want.
-func printQR(w io.Writer, text string) error {
+func PrintQR(w io.Writer, text string) error {
 	code, err := qr.Encode(text, qr.L)
 	if err != nil {
 		return err
