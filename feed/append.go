@@ -204,8 +204,9 @@ func (l *Log) submit(blocks []block.Block, urgent bool, w *Writer) (*Ticket, err
 		return nil, storage.ErrClosed
 	}
 	if w != nil && w.failed != nil {
+		err := w.failed
 		q.mu.Unlock()
-		return nil, w.failed
+		return nil, err
 	}
 	if q.over(size) { // others came first
 		q.mu.Unlock()
