@@ -14,7 +14,7 @@ func Starter(name, path, price, per, tcp string) string {
 	fmt.Fprintf(&b, "device: {name: %s}\n", quote(name))
 	fmt.Fprintf(&b, "storage: {path: %s, max_size: 1GiB}   # logs, keys and database; never more than max_size\n", quote(path))
 	if price != "free" {
-		b.WriteString("\n# Whom buyers pay. So far the test wallet, whose money is worth nothing.\npayment: [{gateway: devnet}]\n")
+		b.WriteString("\n# Whom buyers pay. The test wallet's money is worth nothing; gateway: lnd is a node of your own.\npayment: [{gateway: devnet}]\n")
 	}
 	b.WriteString("\nfeeds:\n  - name: board\n    description: Load, memory, disk and temperature of this board\n    pack: {every: 10s}                  # readings that go into one block\n")
 	if price == "free" {

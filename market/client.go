@@ -125,11 +125,8 @@ type Client struct {
 	// current is the visit that counts; moving tells that another may take over.
 	current *visit
 	moving  bool
-	// replaced: while one might take over it was said that another connection did. That
-	// was another machine, unless the one that takes over is served.
-	replaced bool
-	card     *card.Card // nil until it is known
-	terms    *jcs.Hex32 // those of the seller that were accepted; nil if none were
+	card    *card.Card // nil until it is known
+	terms   *jcs.Hex32 // those of the seller that were accepted; nil if none were
 	// declined: there are some, and they were not.
 	declined bool
 	buying   purchase
@@ -235,7 +232,7 @@ func (c *Client) connect(ctx context.Context) error {
 	}
 	c.mu.Lock()
 	v, err := c.visit(p, nil)
-	if c.replaced = false; err == nil {
+	if err == nil {
 		c.enter(v)
 	}
 	c.mu.Unlock()
@@ -302,10 +299,7 @@ func (c *Client) connect(ctx context.Context) error {
 func (c *Client) because(err error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	switch {
-	case c.replaced:
-		return ErrReplaced
-	case c.why != nil:
+	if c.why != nil {
 		return c.why
 	}
 	return err

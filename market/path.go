@@ -186,15 +186,17 @@ func (m *mover) gone(err error) {
 	m.forget()
 }
 
-// instead returns the visit that goes on when the one that counted has ended, or nil.
+// instead returns the visit that goes on when the one that counted has ended, or nil: also
+// where the seller said something that is the end of all.
 func (m *mover) instead() *visit {
 	m.c.mu.Lock()
 	defer m.c.mu.Unlock()
 	v := m.next
-	if v != nil {
-		m.c.enter(v)
-		m.forget()
+	if v == nil || m.c.why != nil && fatal(m.c.why) {
+		return nil
 	}
+	m.c.enter(v)
+	m.forget()
 	return v
 }
 

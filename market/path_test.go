@@ -116,16 +116,25 @@ func (w *stuck) Pay(ctx context.Context, _ string) ([32]byte, error) {
 	return [32]byte{}, ctx.Err()
 }
 
+// stuckBuyer returns a buyer whose wallet is asked and does not answer, and what it is
+// with one that does.
+func stuckBuyer(t *testing.T) (x *till, c *customer, config func(*ClientConfig), stop func() error) {
+	t.Helper()
+	x = newTill(t, func(l *Listing) { l.Card.History = &card.History{All: true} })
+	x.sense(10)
+	c = x.rich(5)
+	config = c.config
+	wallet := &stuck{money{node: x.node}, make(chan bool, 10)}
+	c.config = func(cfg *ClientConfig) { config(cfg); cfg.Wallet = wallet }
+	stop = c.start(x.shop)
+	<-wallet.asked
+	return x, c, config, stop
+}
+
 // TestStuckWallet: a buyer ends when it is told to, also while its wallet does not answer;
 // what it was paying is in doubt, and paid again, once.
 func TestStuckWallet(t *testing.T) {
-	x := newTill(t, func(l *Listing) { l.Card.History = &card.History{All: true} })
-	x.sense(10)
-	c := x.rich(5)
-	config, wallet := c.config, &stuck{money{node: x.node}, make(chan bool, 10)}
-	c.config = func(cfg *ClientConfig) { config(cfg); cfg.Wallet = wallet }
-	stop := c.start(x.shop)
-	<-wallet.asked
+	x, c, config, stop := stuckBuyer(t)
 	began := time.Now()
 	if err := stop(); err != nil || time.Since(began) > time.Second {
 		t.Errorf("after %v: %v", time.Since(began), err)
@@ -142,13 +151,7 @@ func TestStuckWallet(t *testing.T) {
 
 // TestStuckWalletAlone: also when the connection broke before.
 func TestStuckWalletAlone(t *testing.T) {
-	x := newTill(t, func(l *Listing) { l.Card.History = &card.History{All: true} })
-	x.sense(10)
-	c := x.rich(5)
-	config, wallet := c.config, &stuck{money{node: x.node}, make(chan bool, 10)}
-	c.config = func(cfg *ClientConfig) { config(cfg); cfg.Wallet = wallet }
-	stop := c.start(x.shop)
-	<-wallet.asked
+	x, _, _, stop := stuckBuyer(t)
 	x.offer.each(true, func(s *session) { s.conn.Close() })
 	for x.offer.Stats().Connections > 0 {
 		time.Sleep(time.Millisecond) // until it is gone
@@ -160,21 +163,23 @@ func TestStuckWalletAlone(t *testing.T) {
 }
 
 // TestReplacedWhileMoving: one that is told, while it moves to a better address, that
-// another connection took over does not come back, unless it was itself that did.
+// another machine took over does not go on there; it does when the old connection ends
+// for any other reason.
 func TestReplacedWhileMoving(t *testing.T) {
-	v := &visit{}
-	c := &Client{current: v, moving: true}
-	v.c = c
-	if err := (*visitor)(v).Invalid(dazaar.Invalid{Code: dazaar.CodeReplaced}); err != nil {
-		t.Fatal(err)
-	}
-	c.moving = false
-	if err := c.because(ErrBusy); !errors.Is(err, ErrReplaced) || !fatal(err) {
-		t.Error(err)
-	}
-	c.replaced = false // as when the new connection is served
-	if err := c.because(ErrBusy); errors.Is(err, ErrReplaced) {
-		t.Error(err)
+	for code, goesOn := range map[string]bool{dazaar.CodeReplaced: false, dazaar.CodeRevoked: false, dazaar.CodeClosing: true, dazaar.CodeBusy: true} {
+		v, next := &visit{}, &visit{}
+		c := &Client{current: v, moving: true}
+		v.c, next.c = c, c
+		m := &mover{c: c, next: next}
+		if err := (*visitor)(v).Invalid(dazaar.Invalid{Code: code}); err == nil {
+			t.Errorf("%s is no error", code)
+		}
+		if got := m.instead(); (got == next) != goesOn {
+			t.Errorf("%s: it goes on: %v", code, got == next)
+		}
+		if err := c.because(ErrBusy); !goesOn && !fatal(err) || goesOn && fatal(err) {
+			t.Errorf("%s: %v", code, err)
+		}
 	}
 }
 

@@ -215,7 +215,9 @@ func (s *session) proceed() error {
 	}
 	if old != nil {
 		code, why := dazaar.CodeReplaced, "another connection with this key took over"
-		if old.buyer != s.buyer {
+		if old.conn.HandshakeHash() == s.leaves { // its buyer knows, unless this one breaks, too
+			code, why = dazaar.CodeClosing, "handed over to another connection"
+		} else if old.buyer != s.buyer {
 			code, why = dazaar.CodeBusy, "others have paid, and there are too many: pay to come back"
 		}
 		s.o.spawn(func(context.Context) { old.finish(code, why) })

@@ -144,7 +144,7 @@ func (v *visit) follow(f dazaar.OneTimeFeed) error {
 			return err
 		}
 	}
-	c.given, c.replaced = true, false
+	c.given = true
 	return v.attach()
 }
 
@@ -176,10 +176,6 @@ func (h *visitor) Invalid(x dazaar.Invalid) error {
 			}
 			why = ErrTerms
 		case dazaar.CodeReplaced:
-			if c.moving {
-				c.replaced = true // by ourselves, most likely; else that one is not served
-				return nil
-			}
 			why = ErrReplaced
 		case dazaar.CodeBusy, dazaar.CodeClosing:
 			why = ErrBusy // it is worth trying again

@@ -213,7 +213,7 @@ func TestCrashes(t *testing.T) {
 					since[r.Buyer[0]] = 0 // it is a checkpoint, too
 				}
 			case 3:
-				if err := use(b).Checkpoint(); err != nil {
+				if err := use(b).toDatabase(); err != nil {
 					t.Fatal(err)
 				}
 				since[b] = 0
@@ -286,7 +286,7 @@ func TestParallel(t *testing.T) {
 			case <-done:
 				return
 			default:
-				if err := s.Checkpoint(); err != nil {
+				if err := s.toDatabase(); err != nil {
 					t.Error(err)
 				}
 			}
@@ -459,4 +459,11 @@ func TestBegin(t *testing.T) {
 		}
 		length += 100
 	}
+}
+
+// toDatabase makes durable what was charged, without the log's commits.
+func (s *Sale) toDatabase() error {
+	s.l.mu.Lock()
+	defer s.l.mu.Unlock()
+	return s.checkpoint()
 }

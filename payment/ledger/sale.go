@@ -221,14 +221,7 @@ func (l *Ledger) Landed(offer string, err error) {
 	}
 }
 
-// Checkpoint makes durable, in the database, what was charged.
-func (s *Sale) Checkpoint() error {
-	s.l.mu.Lock()
-	defer s.l.mu.Unlock()
-	return s.checkpoint()
-}
-
-// checkpoint is Checkpoint with l.mu held.
+// checkpoint makes durable, in the database, what was charged. l.mu is held.
 func (s *Sale) checkpoint() error {
 	s.mu.Lock()
 	if !s.dirty && !s.marked {
