@@ -26,6 +26,7 @@ type Config struct {
 	Device  Device
 	Storage Storage
 	Limits  Limits
+	Network *Network // nil: feeds are reached at their addresses alone
 	// Payment are wallets that are paid, in order of preference.
 	Payment []Gateway
 	MQTT    *MQTT // nil if no sensor is behind a broker
@@ -58,17 +59,6 @@ type MQTT struct {
 type Monitor struct {
 	MQTT   *MQTT // nil is nowhere
 	Prefix string
-}
-
-// Gateway is a wallet that is paid.
-type Gateway struct {
-	Kind string // devnet or lnd
-	// Listen is where the test wallet takes payments.
-	Listen string
-	// URL is a node's, Cert and Macaroon are files, and Network what its invoices are of;
-	// Private adds hints how it is reached.
-	URL, Cert, Macaroon, Network string
-	Private                      bool
 }
 
 // Storage says where and how much is kept.
@@ -193,16 +183,9 @@ type raw struct {
 		Upload         string `yaml:"upload"`
 		UploadPerBuyer string `yaml:"upload_per_buyer"`
 	} `yaml:"limits"`
-	Payment []struct {
-		Gateway  string  `yaml:"gateway"`
-		Listen   *string `yaml:"listen"`
-		URL      *string `yaml:"url"`
-		Cert     *string `yaml:"cert"`
-		Macaroon *string `yaml:"macaroon"`
-		Network  *string `yaml:"network"`
-		Private  *bool   `yaml:"private"`
-	} `yaml:"payment"`
-	MQTT    *rawMQTT `yaml:"mqtt"`
+	Network *rawNetwork  `yaml:"network"`
+	Payment []rawGateway `yaml:"payment"`
+	MQTT    *rawMQTT     `yaml:"mqtt"`
 	Monitor struct {
 		MQTT *rawMQTT `yaml:"mqtt"`
 	} `yaml:"monitor"`
@@ -259,7 +242,7 @@ var keyNames = [...]string{
 	"max_share", "sensors", "driver", "bus", "address", "seed", "buyers", "upload", "upload_per_buyer", "price", "tcp",
 	"field", "unit", "scale", "offset", "command", "timeout", "place", "lat", "lon", "payment", "gateway", "listen", "description", "terms", "trial",
 	"mqtt", "broker", "username", "password_file", "ca", "monitor", "prefix", "topic", "fields", "chip", "line", "mode", "edge", "pull", "active_low",
-	"url", "cert", "macaroon", "network", "private", "debounce", "min", "max", "jump", "flat", "burnable", "amount", "currency", "per", "history", "history_amount", "clock",
+	"url", "cert", "macaroon", "network", "private", "wallet", "connection_file", "may_spend", "custodial", "debounce", "min", "max", "jump", "flat", "burnable", "bootstrap", "relays", "amount", "currency", "per", "history", "history_amount", "clock",
 }
 
 // Load reads and checks the file.
@@ -336,6 +319,7 @@ func (r *reader) config(in *raw) *Config {
 	default:
 		r.fail("device.clock", "%q is unknown: synchronised believes the clock while something synchronises it (NTP), system always, for a board with a clock battery", in.Device.Clock)
 	}
+	c.Network = r.network(in.Network)
 	r.payment(in, c)
 	c.MQTT = r.broker("mqtt", in.MQTT)
 	if in.MQTT != nil && in.MQTT.Prefix != "" {

@@ -19,7 +19,7 @@ type reader struct {
 }
 
 // decode reads the file. The YAML library panics at some of what is no YAML.
-func (r *reader) decode(b []byte, in *raw) (err error) {
+func (r *reader) decode(b []byte, in any) (err error) {
 	defer func() {
 		if recover() != nil {
 			err = errors.New("it is not YAML: perhaps a \"!\", \"&\" or \"*\" with nothing behind it; quote text that has them")
@@ -83,7 +83,7 @@ func wanted(message string) string {
 
 // fail notes what is wrong at a path like "feeds[0].name".
 func (r *reader) fail(path, format string, args ...any) {
-	e := &Error{File: r.file, Message: path + ": " + fmt.Sprintf(format, args...)}
+	e := &Error{File: r.file, Message: strings.TrimPrefix(path+": "+fmt.Sprintf(format, args...), ": ")}
 	for p := path; p != ""; p = p[:max(strings.LastIndexAny(p, ".["), 0)] {
 		y, err := yaml.PathString("$." + p)
 		if err != nil {

@@ -2,7 +2,6 @@ package configs
 
 import (
 	"errors"
-	"fmt"
 	"math"
 	"net"
 	"os"
@@ -36,84 +35,6 @@ func (r *reader) place(lat, lon string) *Place {
 		}
 	}
 	return &Place{lat, lon}
-}
-
-// networks are those of Lightning.
-var networks = []string{"bitcoin", "testnet", "signet", "regtest"}
-
-// payment reads the wallets.
-func (r *reader) payment(in *raw, c *Config) {
-	for i := range in.Payment {
-		g := &in.Payment[i]
-		path := fmt.Sprintf("payment[%d]", i)
-		out := Gateway{Kind: g.Gateway, Network: "bitcoin"}
-		file := func(key string, name *string, what string) string {
-			r.owned(path+"."+key, g.Gateway, name != nil, "lnd")
-			if name == nil || *name == "" {
-				if g.Gateway == "lnd" {
-					r.fail(path, "has no %s: %s, beside this file or absolute", key, what)
-				}
-				return ""
-			}
-			return r.beside(*name)
-		}
-		out.Cert = file("cert", g.Cert, "the node's tls.cert")
-		if out.Macaroon = file("macaroon", g.Macaroon, "one that may make invoices and look at them, and nothing else"); out.Macaroon != "" {
-			r.secret(path+".macaroon", out.Macaroon)
-		}
-		if r.owned(path+".url", g.Gateway, g.URL != nil, "lnd"); g.URL != nil {
-			out.URL = *g.URL
-		} else if g.Gateway == "lnd" {
-			r.fail(path, "has no url: where is the node's REST interface? for example https://192.168.1.5:8080")
-		}
-		if r.owned(path+".network", g.Gateway, g.Network != nil, "lnd"); g.Network != nil {
-			if out.Network = *g.Network; !slices.Contains(networks, out.Network) {
-				r.fail(path+".network", "%q is unknown: %s", out.Network, strings.Join(networks, ", "))
-			}
-		}
-		if r.owned(path+".private", g.Gateway, g.Private != nil, "lnd"); g.Private != nil {
-			out.Private = *g.Private
-		}
-		r.owned(path+".listen", g.Gateway, g.Listen != nil, "devnet")
-		switch g.Gateway {
-		case "lnd":
-		case "devnet":
-			out.Network, out.Listen = "regtest", "127.0.0.1:49739"
-			if g.Listen != nil {
-				out.Listen = *g.Listen
-			}
-			r.address(path+".listen", out.Listen)
-			if slices.ContainsFunc(c.Payment, func(o Gateway) bool { return o.Kind == "devnet" }) {
-				r.fail(path, "one test wallet is enough")
-			}
-		case "":
-			r.fail(path, "has no gateway: which wallet is paid? lnd is a node, devnet the test wallet")
-		default:
-			r.fail(path+".gateway", "%q is unknown: there are lnd, a node by its REST interface, and devnet, the test wallet, whose money is worth nothing", g.Gateway)
-		}
-		if i > 0 && out.Network != c.Payment[0].Network {
-			r.fail(path, "is on %s, and payment[0] on %s: a card names one network", out.Network, c.Payment[0].Network)
-		}
-		c.Payment = append(c.Payment, out)
-	}
-}
-
-// owned refuses a key of another gateway.
-func (r *reader) owned(path, gateway string, set bool, owner string) {
-	if set && gateway != owner && gateway != "" {
-		r.fail(path, "belongs to gateway %s, not %s", owner, gateway)
-	}
-}
-
-// secret looks at a file that only its owner should read.
-func (r *reader) secret(path, name string) {
-	st, err := os.Stat(name)
-	switch {
-	case err != nil:
-		r.fail(path, "is the name of a file, beside this one or absolute: %v", errors.Unwrap(err))
-	case st.Mode().Perm()&0o077 != 0:
-		r.fail(path, "%s can be read by others: chmod 600 %s", name, name)
-	}
 }
 
 // address checks an address to listen on.

@@ -1,6 +1,7 @@
 package configs
 
 import (
+	"fmt"
 	"math"
 	"strconv"
 	"strings"
@@ -81,8 +82,17 @@ func (r *reader) rate(path, text string, missing float64) float64 {
 	if text == "" {
 		return missing
 	}
+	n, err := ParseRate(text)
+	if err != nil {
+		r.fail(path, "%v", err)
+	}
+	return n
+}
+
+// ParseRate reads a rate like 2Mbit/s, in bytes per second; "none" is 0.
+func ParseRate(text string) (float64, error) {
 	if text == "none" {
-		return 0
+		return 0, nil
 	}
 	for _, u := range rateUnits {
 		if number, ok := strings.CutSuffix(text, u.suffix); ok {
@@ -91,13 +101,12 @@ func (r *reader) rate(path, text string, missing float64) float64 {
 				break
 			}
 			if n*u.bytes < minRate {
-				r.fail(path, "%s is too little to sell anything: at least 8kbit/s", text)
+				return 0, fmt.Errorf("%s is too little to sell anything: at least 8kbit/s", text)
 			}
-			return n * u.bytes
+			return n * u.bytes, nil
 		}
 	}
-	r.fail(path, "%q is not a rate: write 512kbit/s, 2Mbit/s or none", text)
-	return missing
+	return 0, fmt.Errorf("%q is not a rate: write 512kbit/s, 2Mbit/s or none", text)
 }
 
 // suggest returns the known key that is nearest to a wrong one.

@@ -2,13 +2,14 @@ package market
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math/bits"
 	"strconv"
 	"time"
 
+	"dazaar-edge/market/bill"
 	"dazaar-edge/payment"
 	"dazaar-edge/payment/bolt11"
 	"dazaar-edge/payment/cashier"
@@ -86,8 +87,10 @@ func (s *session) order(r dazaar.InvoiceRequest, answer func(dazaar.Invoice) err
 		return refuse(dazaar.CodeTerms, "accept the terms of use first")
 	case s.o.cfg.Cashier == nil:
 		return refuse(dazaar.CodeUnpayable, "the seller has no wallet")
+	case l.card.Payee == "" && !l.floats:
+		return refuse(dazaar.CodeUnpayable, "no wallet has said yet who is paid")
 	}
-	msat, units, err := amount(r, l.price)
+	msat, units, err := bill.Amount(r, l.price)
 	if err != nil {
 		return refuse(dazaar.CodeChargeLimit, "%v", err)
 	}
@@ -104,7 +107,7 @@ func (s *session) order(r dazaar.InvoiceRequest, answer func(dazaar.Invoice) err
 	s.invoice = true
 	o := cashier.Order{
 		Offer: s.o.cfg.Name, Buyer: s.buyer, Msat: msat, Price: l.price, History: l.history, Card: l.card.Version, Terms: l.hash,
-		Description: Description(s.o.key(), s.buyer), Known: known,
+		Description: bill.Description(s.o.key(), s.buyer), Short: bill.ShortDescription(s.o.key(), s.buyer), Known: known,
 	}
 	ok := s.o.spawn(func(ctx context.Context) {
 		row, err := s.o.cfg.Cashier.Invoice(ctx, o)
@@ -131,7 +134,7 @@ func (s *session) order(r dazaar.InvoiceRequest, answer func(dazaar.Invoice) err
 			refuse(code, "%v", reason(err)) //nolint:errcheck // the connection ends
 			return
 		}
-		s.o.stay(s, row.Expires.Sub(row.Made)+unpaidStay)
+		s.o.stay(s, min(row.Expires.Sub(row.Made), cashier.Expiry)+unpaidStay)
 		answer(v) //nolint:errcheck // as above
 	})
 	if !ok {
@@ -159,45 +162,14 @@ func (s *session) bill(id uint64, row ledger.Row, units uint64, l *listing) (v d
 	if err != nil {
 		return v, err
 	}
-	if payee := fmt.Sprintf("%x", inv.Payee); l.card.Payee != payee {
-		return v, fmt.Errorf("%w: the wallet's key is %s, and the card says %s: restart edge to publish the new one", payment.ErrUnpayable, payee, l.card.Payee)
+	if !l.floats && !l.card.Pays(inv.Payee) {
+		return v, fmt.Errorf("%w: the wallet's key is %x, and the card says %q", payment.ErrUnpayable, inv.Payee, l.card.Payee)
 	}
 	v = dazaar.Invoice{
 		ID: id, Request: row.Request, Msat: strconv.FormatUint(row.Msat, 10), Hash: row.Hash, ExpiresAt: row.Expires.Unix(), Units: units,
 		Card: row.Card, Terms: row.Terms,
 	}
 	return v, v.Sign(s.o.cfg.Key, s.buyer)
-}
-
-// Description is what the invoices of a sale say, so that both wallets know what
-// was paid for.
-func Description(seller, buyer [32]byte) string { return fmt.Sprintf("dazaar: %x %x", seller, buyer) }
-
-// amount returns what a request asks for in msat, and how many whole intervals of
-// the price that is.
-func amount(r dazaar.InvoiceRequest, p meter.Price) (msat, units uint64, err error) {
-	switch {
-	case (r.Msat == "") == (r.Units == ""):
-		return 0, 0, errors.New("ask for msat or for units")
-	case r.Units != "":
-		if units, err = strconv.ParseUint(r.Units, 10, 53); err != nil || units == 0 {
-			return 0, 0, fmt.Errorf("%q units", r.Units)
-		}
-		hi, lo := bits.Mul64(units, p.Amount)
-		if hi > 0 || lo > cashier.MaxMsat {
-			return 0, 0, fmt.Errorf("%d units cost too much for one invoice: at most %d msat", units, uint64(cashier.MaxMsat))
-		}
-		msat = lo
-	default:
-		if msat, err = strconv.ParseUint(r.Msat, 10, 53); err != nil || msat == 0 {
-			return 0, 0, fmt.Errorf("%q msat", r.Msat)
-		}
-		units = msat / p.Amount
-	}
-	if p.Unit == meter.Once && units != 1 {
-		return 0, 0, fmt.Errorf("it is bought once, for %d msat", p.Amount)
-	}
-	return msat, units, nil
 }
 
 // UserMessage implements dazaar.SellerHandler: it knows what the old plugin's buyers
@@ -240,7 +212,13 @@ func (h *handler) Receipt(r dazaar.Receipt) error {
 		return nil
 	}
 	s.o.spawn(func(ctx context.Context) {
-		if err := s.o.cfg.Cashier.Look(ctx, r.Hash); err != nil {
+		err := s.o.cfg.Cashier.Look(ctx, r.Hash)
+		if lost, e := s.o.cfg.Ledger.Lost(); e == nil && lost != nil && errors.Is(err, ledger.ErrUnknown) && sha256.Sum256(r.Preimage[:]) == r.Hash {
+			l := s.o.listing()
+			s.restored.Store(true)
+			err = s.o.cfg.Cashier.Restore(ctx, bill.Signed(s.o.cfg.Name, r.Invoice, s.buyer, l.price, l.history))
+		}
+		if err != nil {
 			s.o.log.Warn("a receipt was shown, and its invoice cannot be looked up", "buyer", s.name(), "hash", jcs.Hex32(r.Hash), "error", err)
 		}
 	})

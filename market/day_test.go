@@ -18,6 +18,7 @@ import (
 	"dazaar-edge/feed/block"
 	"dazaar-edge/feed/feedtest"
 	"dazaar-edge/market/card"
+	"dazaar-edge/market/client"
 	"dazaar-edge/market/device"
 	"dazaar-edge/market/rows"
 	"dazaar-edge/payment/ledger"
@@ -294,7 +295,7 @@ func buyDay(t *testing.T, log *feed.Log) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := Buy(context.Background(), t.TempDir(), ClientConfig{Seller: o.key(), Addresses: []string{addr.String()}, Output: w}); err != nil {
+	if err := client.Buy(context.Background(), t.TempDir(), client.Config{Seller: o.key(), Ways: client.TCP(nil, addr.String()), Output: w}); err != nil {
 		t.Fatal(err)
 	}
 	return out.String()

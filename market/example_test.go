@@ -15,6 +15,7 @@ import (
 	"dazaar-edge/feed/feedtest"
 	"dazaar-edge/market"
 	"dazaar-edge/market/card"
+	"dazaar-edge/market/client"
 	"dazaar-edge/market/rows"
 	"dazaar-edge/payment/ledger"
 	"dazaar-edge/protocol/replicate"
@@ -40,8 +41,8 @@ func ExampleBuy() {
 		fmt.Println(err)
 		return
 	}
-	err = market.Buy(context.Background(), filepath.Join(dir, "buyer"), market.ClientConfig{
-		Seller: seller, Addresses: []string{address}, Output: out,
+	err = client.Buy(context.Background(), filepath.Join(dir, "buyer"), client.Config{
+		Seller: seller, Ways: client.TCP(nil, address), Output: out,
 		// What costs something needs a Wallet and a Budget.
 	})
 	if err := errors.Join(err, out.Close()); err != nil {

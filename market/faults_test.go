@@ -15,7 +15,9 @@ import (
 
 	"dazaar-edge/feed/block"
 	"dazaar-edge/feed/merkle"
+	"dazaar-edge/market/bill"
 	"dazaar-edge/market/card"
+	"dazaar-edge/market/client"
 	"dazaar-edge/payment"
 	"dazaar-edge/payment/cashier"
 	"dazaar-edge/payment/ledger"
@@ -75,7 +77,7 @@ func (x *till) order(buyer [32]byte, msat uint64) cashier.Order {
 	l := x.offer.listing()
 	return cashier.Order{
 		Offer: "shop", Buyer: buyer, Msat: msat, Price: l.price, History: l.history, Card: l.card.Version, Terms: l.hash,
-		Description: Description(x.offer.key(), buyer),
+		Description: bill.Description(x.offer.key(), buyer),
 	}
 }
 
@@ -394,9 +396,9 @@ func TestNothingCame(t *testing.T) {
 	x.write([]block.Block{{Data: testBlock(0, 50), Readings: 1_000_000, Stamp: block.Stamp{Boot: 1}}})
 	x.n = 1
 	c := x.rich(1000)
-	c.change = func(c *Client) { c.arriveTime = 2 * time.Second }
+	c.times = client.Times{Arrive: 2 * time.Second}
 	began := time.Now()
-	if err := c.buy(context.Background(), x.shop, false); !errors.Is(err, ErrUnserved) {
+	if err := c.buy(context.Background(), x.shop, false); !errors.Is(err, client.ErrUnserved) {
 		t.Error(err)
 	}
 	if c.spent() > 2000 || time.Since(began) < 2*time.Second {
@@ -420,7 +422,7 @@ func TestPriceRises(t *testing.T) {
 		t.Fatal(err)
 	}
 	x.sense(10)
-	if err := <-done; !errors.Is(err, ErrUnpaid) || c.spent() > 1000 {
+	if err := <-done; !errors.Is(err, client.ErrUnpaid) || c.spent() > 1000 {
 		t.Error(err, c.spent())
 	}
 	// Started anew, it pays the new price.
@@ -443,7 +445,7 @@ func TestDeclined(t *testing.T) {
 		return nil
 	}
 	rich := c.config
-	c.config = func(cfg *ClientConfig) { rich(cfg); cfg.Wallet = m }
+	c.config = func(cfg *client.Config) { rich(cfg); cfg.Wallet = m }
 	if err := c.buy(context.Background(), x.shop, false); !errors.Is(err, payment.ErrDeclined) || c.spent() != 0 {
 		t.Fatal(err)
 	}

@@ -22,6 +22,9 @@ type Listing struct {
 	Card card.Card
 	// Terms is what buyers must accept; "" is nothing.
 	Terms string
+	// Floating: who is paid cannot be said beforehand. Else nothing is sold before the
+	// card says it.
+	Floating bool
 }
 
 // listing is a Listing that was checked, with its signed card.
@@ -29,6 +32,7 @@ type listing struct {
 	card    *card.Card
 	signed  []byte
 	free    bool
+	floats  bool
 	price   meter.Price
 	history ledger.History
 	trial   *meter.Trial
@@ -41,7 +45,7 @@ const TrialBytes = 64 << 10
 
 // publish signs the card of a listing, as a new version if it is not what it was.
 func publish(l Listing, offer string, key ed25519.PrivateKey, books *ledger.Ledger, now time.Time) (*listing, error) {
-	out := &listing{terms: l.Terms, free: len(l.Card.Payment) == 0}
+	out := &listing{terms: l.Terms, free: len(l.Card.Payment) == 0, floats: l.Floating}
 	c := l.Card
 	if l.Terms != "" {
 		h := jcs.Hex32(sha256.Sum256([]byte(l.Terms)))
@@ -68,14 +72,19 @@ func publish(l Listing, offer string, key ed25519.PrivateKey, books *ledger.Ledg
 	}
 	seller := [32]byte(key[ed25519.SeedSize:])
 	c.Version = 1
+	if lost, err := books.Lost(); err != nil {
+		return nil, err
+	} else if lost != nil && kept == nil { // buyers have seen a newer one
+		c.Version = uint64(max(now.Unix(), lost.At.Unix(), 1))
+	}
 	if kept != nil {
 		old, err := card.Parse(kept, nil, 0)
 		if err != nil {
 			return nil, fmt.Errorf("the card that was published last: %w", err)
 		}
 		ours := old.Key() == seller // else the device has a new identity since
-		if c.Payee == "" && !out.free && ours {
-			c.Payee, c.Network = old.Payee, old.Network // no wallet says it now
+		if c.Payee == "" && !out.free && !out.floats && ours {
+			c.Payee, c.Payees, c.Network = old.Payee, old.Payees, old.Network // no wallet says it now
 		}
 		if ours && same(*old, c) {
 			out.card, out.signed = old, kept
@@ -126,10 +135,19 @@ func (o *Offer) listing() *listing { return o.current.Load() }
 // Card returns the signed card.
 func (o *Offer) Card() []byte { return o.listing().signed }
 
-// includes returns what a first payment includes now: history behind the log's end.
-func (o *Offer) includes(h ledger.History) (from, start uint64) {
+// includes returns what a first payment includes now, or, with then, as of the day of its
+// invoice: history behind the log's end.
+func (o *Offer) includes(h ledger.History, made time.Time, then bool) (from, start uint64) {
 	first, length := o.bounds()
 	now := o.cfg.Now()
+	if then {
+		if i, err := o.cfg.Feed.Seek(made); err == nil {
+			now, length = made, max(i, first)
+		}
+	}
+	if now.IsZero() { // the clock is not set: so much is known
+		now = made
+	}
 	switch {
 	case h == ledger.All:
 		return first, length

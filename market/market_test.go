@@ -15,6 +15,7 @@ import (
 
 	"dazaar-edge/feed/feedtest"
 	"dazaar-edge/market/archive"
+	"dazaar-edge/market/client"
 	"dazaar-edge/protocol/dazaar"
 	"dazaar-edge/protocol/mux"
 	"dazaar-edge/protocol/secretstream"
@@ -108,7 +109,7 @@ func TestOutputFails(t *testing.T) {
 		}
 		return nil
 	}
-	if err := c.buy(context.Background(), s, true); !errors.Is(err, ErrOutput) || !errors.Is(err, full) {
+	if err := c.buy(context.Background(), s, true); !errors.Is(err, client.ErrOutput) || !errors.Is(err, full) {
 		t.Fatal(err)
 	}
 	if n := len(c.paper.lines); n != 1234 {
@@ -143,7 +144,7 @@ func TestReplaced(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := two.buy(ctx, s, false); !errors.Is(err, ErrBusy) {
+	if err := two.buy(ctx, s, false); !errors.Is(err, client.ErrBusy) {
 		t.Errorf("while the first is new: %v", err)
 	}
 	s.offer.mu.Lock()
@@ -154,7 +155,7 @@ func TestReplaced(t *testing.T) {
 	}
 	two.paper.check(t, 0, 10, 100)
 	// The first does not fight for it.
-	if err := <-done; !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), dazaar.CodeReplaced) {
+	if err := <-done; !errors.Is(err, client.ErrRefused) || !strings.Contains(err.Error(), dazaar.CodeReplaced) {
 		t.Errorf("the first: %v", err)
 	}
 }
@@ -169,7 +170,7 @@ func TestBusy(t *testing.T) {
 		c.paper.wait(10)
 	}
 	c := newCustomer(t)
-	if err := c.buy(context.Background(), s, false); !errors.Is(err, ErrBusy) {
+	if err := c.buy(context.Background(), s, false); !errors.Is(err, client.ErrBusy) {
 		t.Error(err)
 	}
 	// One who follows waits for a place.
@@ -208,7 +209,7 @@ func TestUnreachable(t *testing.T) {
 	s.offer = &Offer{cfg: OfferConfig{Key: key(1)}}
 	defer func() { s.offer = nil }()
 	s.address = address
-	if err := c.buy(context.Background(), s, false); !errors.Is(err, ErrUnreachable) {
+	if err := c.buy(context.Background(), s, false); !errors.Is(err, client.ErrUnreachable) {
 		t.Error(err)
 	}
 }
@@ -434,12 +435,11 @@ func TestSilentSeller(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer a.Close()
-	c, err := NewClient(ClientConfig{Seller: [32]byte(key(1)[32:]), Addresses: []string{ln.Addr().String()}, Archive: a, Purse: testPurse(t), Output: newPaper()})
+	c, err := client.New(client.Config{Seller: [32]byte(key(1)[32:]), Ways: client.TCP(nil, ln.Addr().String()), Archive: a, Purse: testPurse(t), Output: newPaper(), Times: client.Times{Patience: time.Second}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.patience = time.Second
-	if err := c.Run(context.Background()); !errors.Is(err, ErrUnreachable) || !strings.Contains(err.Error(), "said nothing") {
+	if err := c.Run(context.Background()); !errors.Is(err, client.ErrUnreachable) || !strings.Contains(err.Error(), "said nothing") {
 		t.Error(err)
 	}
 }
@@ -454,7 +454,7 @@ func TestInterrupted(t *testing.T) {
 	go func() { done <- c.buy(ctx, s, false) }()
 	c.paper.wait(5)
 	cancel()
-	if err := <-done; !errors.Is(err, ErrInterrupted) {
+	if err := <-done; !errors.Is(err, client.ErrInterrupted) {
 		t.Error(err)
 	}
 }

@@ -11,6 +11,7 @@ import (
 
 	"dazaar-edge/feed/merkle"
 	"dazaar-edge/market/archive"
+	"dazaar-edge/market/client"
 	"dazaar-edge/storage/durable"
 )
 
@@ -23,9 +24,9 @@ type crowd struct {
 	heads  atomic.Int64
 }
 
-// newCrowd begins n buyers at block from. Each delivers only as fast as pace lets
+// newCrowd begins n buyers at block first. Each delivers only as fast as pace lets
 // it, if it is not nil.
-func newCrowd(t *testing.T, address string, n int, from uint64, pace func()) *crowd {
+func newCrowd(t *testing.T, address string, n int, first uint64, pace func()) *crowd {
 	ctx, cancel := context.WithCancel(context.Background())
 	c := &crowd{t: t, cancel: cancel}
 	t.Cleanup(c.leave)
@@ -34,16 +35,15 @@ func newCrowd(t *testing.T, address string, n int, from uint64, pace func()) *cr
 		if err != nil {
 			t.Fatal(err)
 		}
-		client, err := NewClient(ClientConfig{
-			Seller: [32]byte(key(1)[32:]), Addresses: []string{address}, Archive: a, Purse: testPurse(t), Output: &member{c: c, pace: pace}, From: from, Follow: true,
-			Dialer: &net.Dialer{LocalAddr: &net.TCPAddr{IP: anywhere(i)}},
+		x, err := client.New(client.Config{
+			Seller: [32]byte(key(1)[32:]), Ways: client.TCP(&net.Dialer{LocalAddr: &net.TCPAddr{IP: anywhere(i)}}, address), Archive: a, Purse: testPurse(t), Output: &member{c: c, pace: pace}, From: first, Follow: true,
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
 		c.wg.Go(func() {
 			defer a.Close()
-			if err := client.Run(ctx); err != nil {
+			if err := x.Run(ctx); err != nil {
 				t.Error(err)
 			}
 		})

@@ -1,9 +1,7 @@
-// Package market sells feeds of a log, and buys them.
+// Package market sells feeds of a log.
 //
-// An [Offer] answers who connects: it gives a buyer the feed of its own on the
-// dazaar/2 channel and serves it on hypercore/alpha. A [Client] is the other
-// side: it finds out which feed is its own, follows it, and hands what it
-// verified to an [Output].
+// An [Offer] answers who connects: it gives a buyer the feed of its own on the dazaar/2
+// channel and serves it on hypercore/alpha. The other side is package client.
 //
 // Source: specs/exchange.md.
 package market
@@ -16,6 +14,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -96,14 +95,14 @@ type Offer struct {
 	wg           sync.WaitGroup
 
 	mu        sync.Mutex
-	listeners []*secretstream.Listener // guarded by mu, like all below
+	listeners []Listener // guarded by mu, like all below
 	all       map[*session]bool
 	buyers    map[[32]byte]*session // those that have a feed
 	settled   map[[32]byte]bool     // buyers who paid, and were not yet told
 	burned    []dazaar.Burned
 	trials    *bucket.Bucket
-	networks  *bucket.Networks // of trials
-	invoices  *bucket.Networks // for who never paid
+	networks  *bucket.Keyed[netip.Prefix] // of trials
+	invoices  *bucket.Keyed[netip.Prefix] // for who never paid
 	closed    bool
 }
 
@@ -121,7 +120,7 @@ func NewOffer(cfg OfferConfig) (*Offer, error) {
 	o := &Offer{
 		cfg: cfg, log: cfg.Log, stop: make(chan struct{}), wake: make(chan struct{}, 1), replaceAfter: replaceAfter, all: map[*session]bool{},
 		buyers: map[[32]byte]*session{}, settled: map[[32]byte]bool{}, trials: bucket.New(trialsPerSecond, trialsBurst, time.Now()),
-		networks: bucket.NewNetworks(networkTrialsPerSecond, networkTrialsMax), invoices: bucket.NewNetworks(invoicesPerSecond, invoicesBurst),
+		networks: bucket.NewKeyed[netip.Prefix](networkTrialsPerSecond, networkTrialsMax), invoices: bucket.NewKeyed[netip.Prefix](invoicesPerSecond, invoicesBurst),
 	}
 	if o.log == nil {
 		o.log = slog.New(slog.DiscardHandler)
@@ -212,7 +211,7 @@ func (o *Offer) trial(from net.Addr) bool { return o.take(from, o.networks, o.tr
 func (o *Offer) stranger(from net.Addr) bool { return o.take(from, o.invoices) }
 
 // take takes from the bucket of who is at from, and from those of all.
-func (o *Offer) take(from net.Addr, each *bucket.Networks, all ...*bucket.Bucket) bool {
+func (o *Offer) take(from net.Addr, each *bucket.Keyed[netip.Prefix], all ...*bucket.Bucket) bool {
 	now := time.Now()
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -249,20 +248,31 @@ func (o *Offer) Listen(address string) (net.Addr, error) {
 	}
 	cfg := o.admission
 	cfg.Static = o.cfg.Key
-	l := secretstream.Listen(ln, cfg)
+	return ln.Addr(), o.Serve(secretstream.Listen(ln, cfg))
+}
+
+// A Listener yields connections with those who want the offer's key. If it has methods
+// Favor or Counts, as a [secretstream.Listener] does, that is told where buyers come from,
+// and is part of [Stats].
+type Listener interface {
+	Accept() (*secretstream.Conn, error)
+	Close() error
+}
+
+// Serve sells to those whom l yields, until Close, which closes it.
+func (o *Offer) Serve(l Listener) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.closed {
-		l.Close()
-		return nil, net.ErrClosed
+		return errors.Join(net.ErrClosed, l.Close())
 	}
 	o.listeners = append(o.listeners, l)
 	o.wg.Add(1)
 	go o.accept(l)
-	return ln.Addr(), nil
+	return nil
 }
 
-func (o *Offer) accept(l *secretstream.Listener) {
+func (o *Offer) accept(l Listener) {
 	defer o.wg.Done()
 	for {
 		c, err := l.Accept()
@@ -270,7 +280,7 @@ func (o *Offer) accept(l *secretstream.Listener) {
 			select {
 			case <-o.stop:
 			default:
-				o.log.Error("no longer listening", "address", l.Addr(), "error", err)
+				o.log.Error("no longer listening", "error", err)
 			}
 			return
 		}
@@ -425,7 +435,11 @@ func (o *Offer) Stats() Stats {
 	defer o.mu.Unlock()
 	st := Stats{Buyers: len(o.buyers), Connections: len(o.all), Card: o.listing().card.Version}
 	for _, l := range o.listeners {
-		c := l.Counts()
+		x, ok := l.(interface{ Counts() secretstream.Counts })
+		if !ok {
+			continue
+		}
+		c := x.Counts()
 		st.Strangers.Refused += c.Refused
 		st.Strangers.Admitted += c.Admitted
 		st.Strangers.Failed += c.Failed

@@ -12,6 +12,7 @@ import (
 
 	"dazaar-edge/feed/block"
 	"dazaar-edge/market/card"
+	"dazaar-edge/market/client"
 	"dazaar-edge/market/purse"
 	"dazaar-edge/payment"
 	"dazaar-edge/payment/bolt11"
@@ -55,6 +56,9 @@ func newTill(t testing.TB, change func(*Listing)) *till {
 		if x.pays, err = cashier.New(cashier.Config{
 			Ledger: x.books, Gateways: []payment.Gateway{x.node}, Now: func() time.Time { return x.now() }, Log: testLog(),
 		}); err != nil {
+			t.Fatal(err)
+		}
+		if err := x.pays.Identify(context.Background()); err != nil {
 			t.Fatal(err)
 		}
 		c.Cashier, c.Listing, c.Now = x.pays, x.listing, func() time.Time { return x.now() }
@@ -141,37 +145,56 @@ type money struct {
 
 func (m *money) Network() bolt11.Network { return bolt11.Regtest }
 
-func (m *money) Pay(_ context.Context, request string) ([32]byte, error) {
+func (m *money) Pay(_ context.Context, p payment.Payment) (payment.Proof, error) {
 	m.n++
 	if m.fail != nil {
-		if err := m.fail(request); err != nil {
-			return [32]byte{}, err
+		if err := m.fail(p.Request); err != nil {
+			return payment.Proof{}, err
 		}
 	}
-	p, err := m.node.Pay(request, 0)
+	preimage, err := m.node.Pay(p.Request, 0)
 	if err != nil {
 		err = fmt.Errorf("%w: %w", payment.ErrDeclined, err)
 	}
-	return p, err
+	return payment.Proof{Preimage: preimage}, err
 }
 
 // rich is a customer with so many steps to spend.
 func (x *till) rich(steps uint64) *customer {
 	c := newCustomer(x.t)
-	c.config = func(cfg *ClientConfig) {
-		cfg.Wallet, cfg.Budget = &money{node: x.node}, steps*1000
+	c.config = func(cfg *client.Config) {
+		cfg.Wallet, cfg.Budget = &money{node: x.node}, purse.Budget{Total: steps * 1000}
 		cfg.Accept = func(string, [32]byte) bool { return true }
 	}
 	return c
 }
 
-// spent is what a customer paid.
-func (c *customer) spent() uint64 {
+// payments is how many invoices a customer paid, or may have.
+func (c *customer) payments() (n int64) {
 	p, err := purse.Open(durable.OS(), c.dir)
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	return p.Spent()
+	p.Receipts(func(*purse.Receipt, error) bool { n++; return true })
+	return n
+}
+
+// spent is what a customer paid, or may have.
+func (c *customer) spent() (msat uint64) {
+	p, err := purse.Open(durable.OS(), c.dir)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	p.Receipts(func(r *purse.Receipt, err error) bool {
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		if r.State != purse.Failed {
+			msat += r.Msat
+		}
+		return true
+	})
+	return msat
 }
 
 // TestPaid: a buyer pays step by step, in its budget, and gets what it paid for to
@@ -180,7 +203,7 @@ func TestPaid(t *testing.T) {
 	x := newTill(t, func(l *Listing) { l.Card.History = &card.History{All: true} })
 	x.sense(35)
 	c := x.rich(3)
-	if err := c.buy(context.Background(), x.shop, false); !errors.Is(err, ErrBudget) {
+	if err := c.buy(context.Background(), x.shop, false); !errors.Is(err, client.ErrBudget) {
 		t.Fatal(err)
 	}
 	c.paper.check(t, 0, 30, 50)
@@ -212,7 +235,7 @@ func TestUnpaid(t *testing.T) {
 	x := newTill(t, nil)
 	x.sense(5)
 	c := newCustomer(t)
-	if err := c.buy(context.Background(), x.shop, true); !errors.Is(err, ErrUnpaid) || !bytes.Contains([]byte(err.Error()), []byte("1 sat for 10 readings")) {
+	if err := c.buy(context.Background(), x.shop, true); !errors.Is(err, client.ErrUnpaid) || !bytes.Contains([]byte(err.Error()), []byte("1 sat for 10 readings")) {
 		t.Error(err)
 	}
 	c.paper.check(t, 0, 0, 50)
@@ -237,7 +260,7 @@ func TestHistory(t *testing.T) {
 			}
 			x.sense(20)
 			c.paper.wait(70 - k.from)
-			if err := stop(); err != nil && !errors.Is(err, ErrBudget) {
+			if err := stop(); err != nil && !errors.Is(err, client.ErrBudget) {
 				t.Error(err)
 			}
 			c.paper.mu.Lock()
@@ -262,12 +285,12 @@ func TestTrial(t *testing.T) {
 		time.Sleep(time.Millisecond) // until it is there
 	}
 	x.sense(30)
-	if err := <-done; !errors.Is(err, ErrUnpaid) {
+	if err := <-done; !errors.Is(err, client.ErrUnpaid) {
 		t.Fatal(err)
 	}
 	c.paper.notes = nil
 	c.paper.check(t, 5, 15, 50)
-	if err := c.buy(context.Background(), x.shop, true); !errors.Is(err, ErrUnpaid) {
+	if err := c.buy(context.Background(), x.shop, true); !errors.Is(err, client.ErrUnpaid) {
 		t.Error(err)
 	}
 	c.paper.check(t, 5, 15, 50)
@@ -279,8 +302,8 @@ func TestTerms(t *testing.T) {
 	x := newTill(t, func(l *Listing) { l.Terms, l.Card.History = "Do no harm.", &card.History{All: true} })
 	x.sense(5)
 	c := newCustomer(t)
-	c.config = func(cfg *ClientConfig) { cfg.Wallet, cfg.Budget = &money{node: x.node}, 5000 }
-	if err := c.buy(context.Background(), x.shop, false); !errors.Is(err, ErrTerms) {
+	c.config = func(cfg *client.Config) { cfg.Wallet, cfg.Budget = &money{node: x.node}, purse.Budget{Total: 5000} }
+	if err := c.buy(context.Background(), x.shop, false); !errors.Is(err, client.ErrTerms) {
 		t.Fatal(err)
 	}
 	if c.paper.check(t, 0, 0, 50); x.settled() != 0 {
@@ -308,13 +331,13 @@ func TestTerms(t *testing.T) {
 		t.Fatal(err)
 	}
 	x.sense(3)
-	c.config = func(cfg *ClientConfig) { cfg.Wallet, cfg.Budget = &money{node: x.node}, 5000 }
+	c.config = func(cfg *client.Config) { cfg.Wallet, cfg.Budget = &money{node: x.node}, purse.Budget{Total: 5000} }
 	if err := c.buy(context.Background(), x.shop, false); err != nil {
 		t.Fatal(err)
 	}
 	c.paper.check(t, 0, 8, 50)
 	x.sense(10)
-	if err := c.buy(context.Background(), x.shop, false); !errors.Is(err, ErrRefused) {
+	if err := c.buy(context.Background(), x.shop, false); !errors.Is(err, client.ErrRefused) {
 		t.Error(err)
 	}
 }
@@ -350,7 +373,7 @@ func TestWallClock(t *testing.T) {
 	begun := time.Now()
 	go func() { done <- c.buy(context.Background(), x.shop, true) }()
 	err := <-done
-	if took := time.Since(begun); !errors.Is(err, ErrBudget) || took < 5500*time.Millisecond || took > 12*time.Second {
+	if took := time.Since(begun); !errors.Is(err, client.ErrBudget) || took < 5500*time.Millisecond || took > 12*time.Second {
 		t.Errorf("%v after %v", err, took)
 	}
 	if x.settled() != 3000 {
@@ -375,7 +398,7 @@ func TestClockUnset(t *testing.T) {
 		t.Error(err)
 	}
 	c.paper.check(t, 0, 10, 50)
-	if err := late.buy(context.Background(), x.shop, false); !errors.Is(err, ErrBusy) || !bytes.Contains([]byte(err.Error()), []byte("clock")) {
+	if err := late.buy(context.Background(), x.shop, false); !errors.Is(err, client.ErrBusy) || !bytes.Contains([]byte(err.Error()), []byte("clock")) {
 		t.Error(err)
 	}
 	if late.spent() != 0 {
@@ -401,8 +424,8 @@ func TestPaymentInDoubt(t *testing.T) {
 		return nil
 	}
 	rich := c.config
-	c.config = func(cfg *ClientConfig) { rich(cfg); cfg.Wallet = m }
-	if err := c.buy(context.Background(), x.shop, false); !errors.Is(err, ErrUnpaid) || !errors.Is(err, fail) {
+	c.config = func(cfg *client.Config) { rich(cfg); cfg.Wallet = m }
+	if err := c.buy(context.Background(), x.shop, false); !errors.Is(err, client.ErrUnpaid) || !errors.Is(err, fail) {
 		t.Fatal(err)
 	}
 	// The seller knows of the payment; the buyer gets what it has, and pays no more.
@@ -427,16 +450,16 @@ func TestRevokePaid(t *testing.T) {
 	if err := x.offer.Revoke(buyer); err != nil {
 		t.Fatal(err)
 	}
-	if err := <-done; !errors.Is(err, ErrRefused) {
+	if err := <-done; !errors.Is(err, client.ErrRefused) {
 		t.Error(err)
 	}
 	x.sense(2)
-	if err := c.buy(context.Background(), x.shop, true); !errors.Is(err, ErrRefused) {
+	if err := c.buy(context.Background(), x.shop, true); !errors.Is(err, client.ErrRefused) {
 		t.Error(err)
 	}
 	x.close()
 	x.open()
-	if err := c.buy(context.Background(), x.shop, true); !errors.Is(err, ErrRefused) {
+	if err := c.buy(context.Background(), x.shop, true); !errors.Is(err, client.ErrRefused) {
 		t.Error(err)
 	}
 	c.paper.check(t, 0, 25, 50)

@@ -9,8 +9,11 @@ import (
 	"time"
 
 	"dazaar-edge/market/card"
+	"dazaar-edge/market/client"
+	"dazaar-edge/payment"
 	"dazaar-edge/payment/ledger"
 	"dazaar-edge/protocol/dazaar"
+	"dazaar-edge/protocol/secretstream"
 )
 
 // paths returns n addresses of a shop, the worst last: at that one it sells already.
@@ -33,7 +36,7 @@ func (s *shop) serves(buyer [32]byte, address string) {
 		s.offer.mu.Lock()
 		x := s.offer.buyers[buyer]
 		s.offer.mu.Unlock()
-		if x != nil && x.from.Addr().String() == address {
+		if x != nil && x.from.(*secretstream.Listener).Addr().String() == address {
 			return
 		}
 		if time.Now().After(until) {
@@ -50,8 +53,8 @@ func TestHandOver(t *testing.T) {
 	addresses := x.paths(8)
 	c := x.rich(1000)
 	config := c.config
-	c.config = func(cfg *ClientConfig) { config(cfg); cfg.Addresses = addresses }
-	c.change = func(c *Client) { c.lookEvery = 5 * time.Millisecond }
+	c.config = func(cfg *client.Config) { config(cfg); cfg.Ways = client.TCP(nil, addresses...) }
+	c.times = client.Times{Look: 5 * time.Millisecond}
 	x.offer.mu.Lock()
 	x.offer.replaceAfter = time.Hour
 	x.offer.mu.Unlock()
@@ -110,22 +113,22 @@ type stuck struct {
 	asked chan bool
 }
 
-func (w *stuck) Pay(ctx context.Context, _ string) ([32]byte, error) {
+func (w *stuck) Pay(ctx context.Context, _ payment.Payment) (payment.Proof, error) {
 	w.asked <- true
 	<-ctx.Done()
-	return [32]byte{}, ctx.Err()
+	return payment.Proof{}, ctx.Err()
 }
 
 // stuckBuyer returns a buyer whose wallet is asked and does not answer, and what it is
 // with one that does.
-func stuckBuyer(t *testing.T) (x *till, c *customer, config func(*ClientConfig), stop func() error) {
+func stuckBuyer(t *testing.T) (x *till, c *customer, config func(*client.Config), stop func() error) {
 	t.Helper()
 	x = newTill(t, func(l *Listing) { l.Card.History = &card.History{All: true} })
 	x.sense(10)
 	c = x.rich(5)
 	config = c.config
 	wallet := &stuck{money{node: x.node}, make(chan bool, 10)}
-	c.config = func(cfg *ClientConfig) { config(cfg); cfg.Wallet = wallet }
+	c.config = func(cfg *client.Config) { config(cfg); cfg.Wallet = wallet }
 	stop = c.start(x.shop)
 	<-wallet.asked
 	return x, c, config, stop
@@ -162,42 +165,21 @@ func TestStuckWalletAlone(t *testing.T) {
 	}
 }
 
-// TestReplacedWhileMoving: one that is told, while it moves to a better address, that
-// another machine took over does not go on there; it does when the old connection ends
-// for any other reason.
-func TestReplacedWhileMoving(t *testing.T) {
-	for code, goesOn := range map[string]bool{dazaar.CodeReplaced: false, dazaar.CodeRevoked: false, dazaar.CodeClosing: true, dazaar.CodeBusy: true} {
-		v, next := &visit{}, &visit{}
-		c := &Client{current: v, moving: true}
-		v.c, next.c = c, c
-		m := &mover{c: c, next: next}
-		if err := (*visitor)(v).Invalid(dazaar.Invalid{Code: code}); err == nil {
-			t.Errorf("%s is no error", code)
-		}
-		if got := m.instead(); (got == next) != goesOn {
-			t.Errorf("%s: it goes on: %v", code, got == next)
-		}
-		if err := c.because(ErrBusy); !goesOn && !fatal(err) || goesOn && fatal(err) {
-			t.Errorf("%s: %v", code, err)
-		}
-	}
-}
-
 // forgetful is a wallet that pays the first time, and does not say so.
 type forgetful struct {
 	money
-	paid map[string][32]byte
+	paid map[string]payment.Proof
 }
 
-func (w *forgetful) Pay(ctx context.Context, request string) ([32]byte, error) {
-	if p, ok := w.paid[request]; ok {
+func (w *forgetful) Pay(ctx context.Context, x payment.Payment) (payment.Proof, error) {
+	if p, ok := w.paid[x.Request]; ok {
 		return p, nil
 	}
-	p, err := w.money.Pay(ctx, request)
+	p, err := w.money.Pay(ctx, x)
 	if err != nil {
 		return p, err
 	}
-	w.paid[request] = p
+	w.paid[x.Request] = p
 	if len(w.paid) == 1 {
 		err = errors.New("the line broke")
 	}
@@ -211,11 +193,11 @@ func TestDoubtServed(t *testing.T) {
 	x.sense(10)
 	c := x.rich(5)
 	config := c.config
-	c.config = func(cfg *ClientConfig) {
+	c.config = func(cfg *client.Config) {
 		config(cfg)
-		cfg.Wallet = &forgetful{money{node: x.node}, map[string][32]byte{}}
+		cfg.Wallet = &forgetful{money{node: x.node}, map[string]payment.Proof{}}
 	}
-	c.change = func(c *Client) { c.askAgain = 100 * time.Millisecond }
+	c.times = client.Times{Again: 100 * time.Millisecond}
 	stop := c.start(x.shop)
 	c.paper.wait(10)
 	x.sense(20)

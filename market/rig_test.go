@@ -19,6 +19,7 @@ import (
 	"dazaar-edge/feed/merkle"
 	"dazaar-edge/market/archive"
 	"dazaar-edge/market/card"
+	"dazaar-edge/market/client"
 	"dazaar-edge/market/purse"
 	"dazaar-edge/payment/ledger"
 	"dazaar-edge/protocol/replicate"
@@ -246,9 +247,8 @@ type customer struct {
 	paper *paper
 	a     *archive.Archive
 	// config changes what is asked for.
-	config func(*ClientConfig)
-	// change changes the client.
-	change func(*Client)
+	config func(*client.Config)
+	times  client.Times
 }
 
 func newCustomer(t testing.TB) *customer {
@@ -266,20 +266,17 @@ func (c *customer) buy(ctx context.Context, s *shop, follow bool) error {
 	if err != nil {
 		return err
 	}
-	cfg := ClientConfig{
-		Seller: s.seller, Addresses: []string{s.address}, Archive: a, Purse: p, Output: c.paper, Follow: follow, Log: testLog(),
+	cfg := client.Config{
+		Seller: s.seller, Ways: client.TCP(nil, s.address), Archive: a, Purse: p, Output: c.paper, Follow: follow, Log: testLog(), Times: c.times,
 	}
 	if c.config != nil {
 		c.config(&cfg)
 	}
-	client, err := NewClient(cfg)
+	x, err := client.New(cfg)
 	if err != nil {
 		return err
 	}
-	if c.change != nil {
-		c.change(client)
-	}
-	return client.Run(ctx)
+	return x.Run(ctx)
 }
 
 // key returns who the customer is.

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -28,7 +30,7 @@ type session struct {
 	conn  *secretstream.Conn
 	mux   *mux.Mux
 	buyer [32]byte
-	from  *secretstream.Listener
+	from  Listener
 	since time.Time // when it got a feed; guarded by o.mu, like until
 	until time.Time // how long it may stay without one
 	came  time.Time
@@ -38,6 +40,10 @@ type session struct {
 	trying atomic.Bool // it has a trial, and paid nothing
 	// refused is the block for which dry was set.
 	refused atomic.Pointer[refusal]
+	// restored: credit came back after the books were lost, and nothing was charged of it
+	// yet; peer is how many blocks the buyer has, and one, once it showed it.
+	restored atomic.Bool
+	peer     atomic.Uint64
 
 	leaves [64]byte // the handshake hash of the connection that its buyer leaves for it; constant once the channel is open
 
@@ -68,7 +74,7 @@ const unpaidStay = 2 * time.Minute
 // trialStay is how long one on trial may stay.
 const trialStay = 30 * time.Minute
 
-func newSession(o *Offer, c *secretstream.Conn, from *secretstream.Listener) *session {
+func newSession(o *Offer, c *secretstream.Conn, from Listener) *session {
 	now := time.Now()
 	s := &session{o: o, conn: c, buyer: c.Remote(), from: from, came: now, until: now.Add(unpaidStay), asked: bucket.New(asksPerSecond, asksBurst, now)}
 	share := o.cfg.Uplink.Share(o.cfg.BuyerRate)
@@ -153,6 +159,7 @@ func (s *session) begin() error {
 		s.refuse(dazaar.CodeRevoked, "the owner ended this sale")
 		return nil
 	}
+	s.restored.Store(contract.Restored)
 	s.agreed = l.hash == nil || contract.Terms != nil && *contract.Terms == *l.hash
 	s.terms = s.agreed
 	if !l.free {
@@ -199,7 +206,8 @@ func (s *session) proceed() error {
 		return s.ch.Invalid(dazaar.Invalid{Error: "accept the terms of use first", Code: dazaar.CodeTerms})
 	}
 	if s.sale != nil && s.sale.Dry() && !s.tries(l) {
-		return s.ch.Invalid(dazaar.Invalid{Error: "pay first: ask for an invoice", Code: dazaar.CodePaymentRequired})
+		st := s.sale.State()
+		return s.ch.Invalid(dazaar.Invalid{Error: "pay first: ask for an invoice", Code: dazaar.CodePaymentRequired, PaidMsat: strconv.FormatUint(st.Msat, 10)})
 	}
 	if s.sale != nil {
 		st := s.sale.State()
@@ -227,7 +235,9 @@ func (s *session) proceed() error {
 		return s.broken("feed", err)
 	}
 	s.feed = f
-	s.from.Favor(s.conn.RemoteAddr())
+	if l, ok := s.from.(interface{ Favor(net.Addr) }); ok {
+		l.Favor(s.conn.RemoteAddr())
+	}
 	s.o.log.Info("buyer", "buyer", s.name(), "from", s.conn.RemoteAddr())
 	s.give()
 	return nil
@@ -259,6 +269,11 @@ func (s *session) sell() {
 	if s.sale != nil {
 		cfg.First = s.first()
 		cfg.Meter = toll{s, s.sale, blocks}
+		sale, reader := s.sale, s.feed.Reader()
+		cfg.Greeted = func(length uint64) {
+			s.peer.Store(length + 1)
+			s.recharge(sale, reader)
+		}
 	}
 	x, err := replicate.NewSeller(cfg)
 	if err != nil {
@@ -343,6 +358,32 @@ func (s *session) tick(now time.Time) {
 	}
 }
 
+// recharge charges, after the books were lost and credit was restored, what its buyer has
+// of it already, as it showed. It takes none of the session's locks.
+func (s *session) recharge(sale *ledger.Sale, blocks *feed.Reader) {
+	length := s.peer.Load()
+	if length == 0 || !s.restored.CompareAndSwap(true, false) {
+		return
+	}
+	st := sale.State()
+	for i := st.First(); i+1 < length; i++ {
+		w, err := blocks.Weight(i)
+		data, _, e := blocks.Read(i, 0)
+		if err == nil && e == nil && !sale.Admit(i, meter.Weight{Readings: w.Readings, Span: w.Span, Bytes: uint64(len(data))}) {
+			break // all of it is used up
+		}
+	}
+	s.o.spawn(func(context.Context) {
+		err := sale.Change(func(*meter.State) {}) // it is written down first
+		if err == nil {
+			err = s.o.cfg.Ledger.ChangeContract(s.o.cfg.Name, s.buyer, func(c *ledger.Contract) { c.Restored = false })
+		}
+		if err != nil {
+			s.o.log.Error("what was delivered before the books were lost is not noted", "buyer", s.name(), "error", err)
+		}
+	})
+}
+
 // sign keeps that the buyer accepted the terms, when that begins to matter: strangers
 // leave nothing behind. mu is held.
 func (s *session) sign() error {
@@ -421,6 +462,7 @@ func (s *session) paid() {
 		s.proceed() //nolint:errcheck // the connection ends
 		return
 	}
+	s.recharge(s.sale, s.feed.Reader())
 	s.dry.Store(false)
 	s.paused.Store(false)
 	s.trying.Store(false)

@@ -24,6 +24,7 @@ import (
 
 	"dazaar-edge/feed/merkle"
 	"dazaar-edge/market/archive"
+	"dazaar-edge/market/client"
 	"dazaar-edge/protocol/mux"
 	"dazaar-edge/protocol/noise"
 	"dazaar-edge/protocol/replicate/message"
@@ -410,7 +411,7 @@ func speed(t *testing.T, r report, d time.Duration) float64 {
 			t.Fatal(err)
 		}
 		out := &tally{}
-		c, err := NewClient(ClientConfig{Seller: [32]byte(key[32:]), Addresses: []string{r.Address}, Archive: a, Purse: testPurse(t), Output: out})
+		c, err := client.New(client.Config{Seller: [32]byte(key[32:]), Ways: client.TCP(nil, r.Address), Archive: a, Purse: testPurse(t), Output: out})
 		if err != nil {
 			t.Fatal(err)
 		}

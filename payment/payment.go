@@ -9,6 +9,9 @@ package payment
 
 import (
 	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
 	"time"
 
 	"dazaar-edge/payment/bolt11"
@@ -39,8 +42,41 @@ func (s State) String() string {
 type Request struct {
 	Msat        uint64 // not 0
 	Description string
-	Expiry      time.Duration
+	// Short says the same in few characters, and nothing about who is who, for wallets of
+	// others; "" is Description.
+	Short  string
+	Expiry time.Duration
 }
+
+// Check reads an invoice that a wallet made, and tells whether it is for the amount
+// that was asked for, on the right network. Errors wrap [ErrUnpayable] where the
+// configuration must be mended.
+func (r Request) Check(text string, network bolt11.Network) (*bolt11.Invoice, error) {
+	v, err := bolt11.Parse(text)
+	switch {
+	case err != nil:
+	case v.Msat != r.Msat:
+		err = fmt.Errorf("it is for %d msat, and %d were asked for", v.Msat, r.Msat)
+	case v.Network != network:
+		err = fmt.Errorf("%w: it is on %s, and the configuration says %s", ErrUnpayable, v.Network, network)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the wallet's invoice: %w", err)
+	}
+	return v, nil
+}
+
+// Issued is an invoice that a gateway made.
+type Issued struct {
+	*bolt11.Invoice
+	Request string // the invoice itself
+	// Handle is what the gateway wants to see when it is asked about the invoice, at
+	// most [MaxHandle] bytes; "" if the hash is enough.
+	Handle string
+}
+
+// MaxHandle bounds a handle.
+const MaxHandle = 1024
 
 // Status is what a gateway says of an invoice.
 type Status struct {
@@ -53,14 +89,15 @@ type Status struct {
 	Preimage *[32]byte
 }
 
-// Wallet pays invoices. Its methods are called one at a time.
-type Wallet interface {
-	// Network is the one that it pays on.
-	Network() bolt11.Network
-	// Pay pays an invoice and returns the preimage; for one that it paid before it
-	// returns that preimage again. An error that wraps [ErrDeclined] says that
-	// nothing was paid, nor will be; after any other nobody knows.
-	Pay(ctx context.Context, request string) (preimage [32]byte, err error)
+// Identity is who is paid.
+type Identity struct {
+	Network bolt11.Network
+	// Payee is the key that signs the invoices.
+	Payee [33]byte
+	// Floats: a service signs them, with several keys, which may change.
+	Floats bool
+	// Unbound: what invoices say is up to the wallet.
+	Unbound bool
 }
 
 // Gateway is a wallet that receives. All methods are safe for concurrent use.
@@ -69,13 +106,53 @@ type Gateway interface {
 	Name() string
 	// Create makes an invoice. The error wraps [ErrUnpayable] while invoices
 	// could not be paid: the wallet is locked, not in step, or without capacity.
-	Create(ctx context.Context, r Request) (*bolt11.Invoice, string, error)
-	// Lookup returns how an invoice stands now. The error wraps [ErrUnknown] if
-	// the wallet has no such invoice.
-	Lookup(ctx context.Context, hash [32]byte) (Status, error)
+	Create(ctx context.Context, r Request) (Issued, error)
+	// Lookup returns how an invoice stands now; handle is that of Issued. The error
+	// wraps [ErrUnknown] if the wallet has no such invoice.
+	Lookup(ctx context.Context, hash [32]byte, handle string) (Status, error)
 	// Watch calls f for what is settled behind the cursor, and from now on, until
 	// ctx ends or f fails; an invoice may come more than once. f gets the cursor
-	// to begin with next time. An empty cursor begins now: what was settled
-	// before must be looked up.
+	// to begin with next time; where it is empty, a next time begins with what is
+	// settled from then on. An empty cursor begins now: what was settled before must be
+	// looked up. A wallet that tells nothing of itself fails with [ErrNoEvents].
 	Watch(ctx context.Context, cursor string, f func(s Status, cursor string) error) error
+	// Identity returns who signs the invoices today. It may make one to see.
+	Identity(ctx context.Context) (Identity, error)
+	// Health returns why invoices could not be made or paid now, as far as the wallet
+	// says so, and nil if nothing is known against it.
+	Health(ctx context.Context) error
+}
+
+// Payment is what a [Wallet] is to pay.
+type Payment struct {
+	Request string // BOLT 11, with an amount
+	Msat    uint64 // that amount
+	// MaxFee is what may be paid to those on the way, in msat.
+	MaxFee uint64
+}
+
+// Proof is what a payer has when it paid.
+type Proof struct {
+	Preimage [32]byte
+	Fee      uint64 // what was paid to those on the way, in msat, if the wallet says it
+}
+
+// Check tells whether the proof is of the invoice with this hash.
+func (p Proof) Check(hash [32]byte) error {
+	if sha256.Sum256(p.Preimage[:]) != hash {
+		return errors.New("payment: the wallet's preimage is not the invoice's")
+	}
+	return nil
+}
+
+// Wallet pays invoices. Its methods are called one at a time.
+type Wallet interface {
+	// Network is the one that it pays on; "" if it does not say.
+	Network() bolt11.Network
+	// Pay pays an invoice, or finds out that it was paid before. It never pays one a
+	// second time, nor while the first attempt may still arrive. An error that wraps
+	// [ErrDeclined] says that nothing was paid, nor will be; one that wraps
+	// [ErrShown] that it is up to somebody else, who was told; after any other nobody
+	// knows.
+	Pay(ctx context.Context, p Payment) (Proof, error)
 }

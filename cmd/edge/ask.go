@@ -2,9 +2,7 @@ package main
 
 import (
 	"bytes"
-	"cmp"
 	"context"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,32 +11,23 @@ import (
 	"net/http"
 	"net/url"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
+	"dazaar-edge/cmd/edge/reach"
+	"dazaar-edge/cmd/edge/source"
 	"dazaar-edge/market/card"
-	"dazaar-edge/payment/ledger"
 )
 
 // defaultConfig is where the configuration is looked for.
 const defaultConfig = "/etc/edge/edge.yaml"
-
-// parseKey reads a key in hex.
-func parseKey(text string) (key [32]byte, err error) {
-	b, err := hex.DecodeString(text)
-	if err != nil || len(b) != len(key) {
-		return key, fmt.Errorf("%q is not a key: 64 hex digits", text)
-	}
-	return [32]byte(b), nil
-}
 
 // errNotRunning says that nobody answers.
 var errNotRunning = errors.New("edge is not running")
 
 // ask sends a request to the edge run of a configuration and returns the answer.
 func ask(ctx context.Context, file, method, path string, body any) ([]byte, error) {
-	cfg, err := loadConfig(file)
+	cfg, err := source.Load(file)
 	if err != nil {
 		return nil, err
 	}
@@ -125,10 +114,13 @@ func statusCommand(p *program, ctx context.Context, args []string) error {
 			if f.Error != "" {
 				fmt.Fprintf(p.stdout, "; THE CARD TAKES NOTHING, %d blocks wait in memory: %s", f.Waiting, f.Error)
 			}
-			if f.TCP != "" {
-				fmt.Fprintf(p.stdout, "; sold on %s to %d buyers, %d connections", f.TCP, f.Buyers, f.Connections)
+			if where := reach.Where(f.TCP, f.Network); where != "" {
+				fmt.Fprintf(p.stdout, "; sold %s to %d buyers, %d connections", where, f.Buyers, f.Connections)
 			}
 			fmt.Fprintln(p.stdout)
+		}
+		if s.Network != nil {
+			fmt.Fprintf(p.stdout, "network: %s\n", s.Network)
 		}
 		if s.Payment != nil && !s.Payment.OK {
 			fmt.Fprintf(p.stdout, "payment: %s\n", s.Payment.Error)
@@ -190,41 +182,25 @@ func buyersCommand(p *program, ctx context.Context, args []string) error {
 	})
 }
 
-// sortRows puts invoices in the order in which they were made.
-func sortRows(rows []ledger.Row) {
-	slices.SortFunc(rows, func(a, b ledger.Row) int {
-		return cmp.Or(a.Made.Compare(b.Made), bytes.Compare(a.Hash[:], b.Hash[:]))
-	})
-}
-
-func ledgerCommand(p *program, ctx context.Context, args []string) error {
-	return asked(p, ctx, "ledger", args, func(b []byte) error {
-		all, err := lines[ledger.Row](b)
-		total := uint64(0)
-		for _, r := range all {
-			total += r.Paid
-			fmt.Fprintf(p.stdout, "%s %s %x… %s %d msat", r.Made.Format(time.RFC3339), r.Offer, r.Buyer[:4], r.State, r.Msat)
-			if r.State == ledger.Settled && r.Paid != r.Msat {
-				fmt.Fprintf(p.stdout, ", %d came", r.Paid)
-			}
-			fmt.Fprintln(p.stdout)
-		}
-		fmt.Fprintf(p.stdout, "%d invoices, %d msat came in\n", len(all), total)
-		return err
-	})
-}
-
 func cardCommand(p *program, ctx context.Context, args []string) error {
-	f := p.flags("card", "[-c edge.yaml] [--feed NAME] [--link | --qr]")
+	f := p.flags("card", "[KEY [--bootstrap HOST:PORT]] | [-c edge.yaml] [--feed NAME] [--link | --qr]")
+	bootstrap := f.String("bootstrap", "", "with a key: nodes of the network to begin with, HOST:PORT with commas between them (default: the public network)")
 	file := f.String("c", defaultConfig, "configuration file")
 	feed := f.String("feed", "", "which feed, if there are several")
 	link := f.Bool("link", false, "print the link: whoever has it can ask the seller for the card")
 	qr := f.Bool("qr", false, "print the link as a QR code")
+	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
+		rest, err := p.parse(f, args, 1)
+		if err != nil {
+			return err
+		}
+		return reach.PrintShort(ctx, p.stdout, rest[0], strings.FieldsFunc(*bootstrap, func(r rune) bool { return r == ',' }))
+	}
 	if _, err := p.parse(f, args, 0); err != nil {
 		return err
 	}
 	if *feed == "" {
-		cfg, err := loadConfig(*file)
+		cfg, err := source.Load(*file)
 		if err != nil {
 			return err
 		}
@@ -264,7 +240,7 @@ func revokeCommand(p *program, ctx context.Context, args []string) error {
 		return err
 	}
 	q.Buyer = strings.ToLower(rest[0])
-	if _, err := parseKey(q.Buyer); err != nil {
+	if _, err := reach.ParseKey(q.Buyer); err != nil {
 		return p.usage(f.Usage, "%v, as edge buyers prints them", err)
 	}
 	if q.Burn && q.Undo {

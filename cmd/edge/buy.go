@@ -5,10 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,26 +13,36 @@ import (
 	"strings"
 	"time"
 
-	"dazaar-edge/market"
-	"dazaar-edge/market/card"
+	"dazaar-edge/cmd/edge/reach"
+	"dazaar-edge/cmd/edge/till"
+	"dazaar-edge/configs"
+	"dazaar-edge/market/client"
+	"dazaar-edge/market/proof"
+	"dazaar-edge/market/purse"
 	"dazaar-edge/market/rows"
-	"dazaar-edge/payment/devnet"
 	"dazaar-edge/protocol/replicate"
 	"dazaar-edge/storage/durable"
 )
 
-const buyArgs = "CARD --seller HOST:PORT[,…] [--follow] [--from TIME|INDEX|end] [--wallet URL --max-sats N] [--out FILE] [--state DIR] …"
+const buyArgs = "CARD [--seller HOST:PORT[,…]] [--follow] [--from TIME|INDEX|end] [--wallet WALLET --max-sats N] [--out FILE] [--state DIR] …"
 
 func buyCommand(p *program, ctx context.Context, args []string) (err error) {
 	f := p.flags("buy", buyArgs)
-	seller := f.String("seller", "", "where the seller is: HOST:PORT, or several with commas between them, the best first: one who follows moves to a better one when it answers")
+	seller := f.String("seller", reach.ByNetwork, "where the seller is: HOST:PORT, and \"network\" to find it by its key, or several with commas between them, the best first: one who follows moves to a better one when it answers")
+	bootstrap := f.String("bootstrap", "", "nodes of the network to begin with, HOST:PORT with commas between them (default: the public network)")
+	relay := f.String("relay", "", "key of a relay to go by until there is a direct way, where the seller names none")
 	follow := f.Bool("follow", false, "go on with what is appended, until stopped")
 	from := f.String("from", "0", "what to begin with: a time like 2026-11-20T12:00:00Z, a block's index, or \"end\" for what comes from now on; where there is a state it is not looked at")
-	wallet := f.String("wallet", "", "who pays: the URL of a test wallet, as edge run prints it")
-	sats := f.Uint64("max-sats", 0, "how much may be paid to this seller, in all, in satoshi")
+	wallet := f.String("wallet", "", "who pays: a file that names a wallet (wallet: lnd, or nwc), \"hand\" to be shown each invoice, or the URL of a test wallet, as edge run prints it")
+	sats := f.Uint64("max-sats", 0, "how much may be paid to this seller, in all, fees included, in satoshi")
+	daySats := f.Uint64("max-sats-day", 0, "how much of that in 24 hours (0: all)")
+	stepSats := f.Uint64("max-sats-step", 0, "how much of that with one invoice (0: all)")
+	feeSats := f.Uint64("max-fee-sats", 0, "how much with one invoice to those on its way (0: a hundredth of it, or 5)")
+	payee := f.String("payee", "", "where the card does not say who is paid: the key of a node that may be, besides the first that was")
 	step := f.Uint64("step", 1, "how many intervals of the price to buy at a time")
 	accept := f.String("accept-terms", "", "the SHA-256 of the terms of use, which you have read and accept")
 	out := f.String("out", "", "append to this file instead of standard output, and resume where it ends")
+	shown := f.String("proof", "", "write to this file what shows others that the seller signed what you got (edge verify --proof)")
 	format := f.String("format", "ndjson", "ndjson, or raw: the blocks' own bytes")
 	dir := f.String("state", "", "directory for what must not be forgotten (default: one for each seller in your state directory)")
 	verbose := f.Bool("verbose", false, "say more")
@@ -43,33 +50,54 @@ func buyCommand(p *program, ctx context.Context, args []string) (err error) {
 	if err != nil {
 		return err
 	}
-	cfg := market.ClientConfig{Addresses: strings.Split(*seller, ","), Follow: *follow, Agent: agent(), Budget: *sats * 1000, Step: *step}
-	if cfg.Seller, cfg.Card, err = findCard(ctx, rest[0]); err != nil {
-		if errors.Is(err, errNoCard) {
+	addresses, nodes := strings.Split(*seller, ","), strings.FieldsFunc(*bootstrap, func(r rune) bool { return r == ',' })
+	cfg := client.Config{Follow: *follow, Agent: agent(), Step: *step}
+	cfg.Budget = purse.Budget{Total: *sats * 1000, Day: *daySats * 1000, Purchase: *stepSats * 1000, Fee: *feeSats * 1000}
+	if cfg.Seller, cfg.Card, err = reach.Find(ctx, rest[0]); err != nil {
+		if errors.Is(err, reach.ErrNoCard) {
 			return p.usage(f.Usage, "%v", err)
 		}
 		return err
 	}
+	level := slog.LevelInfo
+	if *verbose {
+		level = slog.LevelDebug
+	}
+	cfg.Log = slog.New(slog.NewTextHandler(p.stderr, &slog.HandlerOptions{Level: level}))
 	switch {
-	case *seller == "":
-		return p.usage(f.Usage, "where is the seller? --seller HOST:PORT")
-	case slices.ContainsFunc(cfg.Addresses, badAddress):
-		return p.usage(f.Usage, "--seller %q: HOST:PORT, with a port from 1 to 65535, or several with commas between them", *seller)
+	case slices.ContainsFunc(nodes, configs.BadNode):
+		return p.usage(f.Usage, "--bootstrap %q: HOST:PORT, or several with commas between them", *bootstrap)
+	case slices.ContainsFunc(addresses, reach.BadAddress):
+		return p.usage(f.Usage, "--seller %q: HOST:PORT, with a port from 1 to 65535, or \"network\", or several with commas between them", *seller)
 	case *format != "ndjson" && *format != "raw":
 		return p.usage(f.Usage, "--format %q: ndjson or raw", *format)
 	case *wallet != "" && *sats == 0:
 		return p.usage(f.Usage, "how much may be paid? --max-sats N")
 	case *wallet == "" && *sats > 0:
-		return p.usage(f.Usage, "who pays? --wallet URL")
+		return p.usage(f.Usage, "who pays? --wallet FILE, hand, or URL")
 	case *step == 0:
 		return p.usage(f.Usage, "--step 0: at least one interval of the price is bought at a time")
-	case *sats > 1e12:
-		return p.usage(f.Usage, "--max-sats %d is more than there is", *sats)
+	case max(*sats, *daySats, *stepSats, *feeSats) > 1e12:
+		return p.usage(f.Usage, "%d sat is more than there is", max(*sats, *daySats, *stepSats, *feeSats))
 	case *wallet != "":
-		if !strings.HasPrefix(*wallet, "http://") && !strings.HasPrefix(*wallet, "https://") {
-			return p.usage(f.Usage, "--wallet %q: the URL of a test wallet, like http://127.0.0.1:49739", *wallet)
+		if cfg.Wallet, err = till.Wallet(*wallet, p.stderr, cfg.Log); err != nil {
+			return err
 		}
-		cfg.Wallet = &devnet.Wallet{URL: strings.TrimSuffix(*wallet, "/"), Client: &http.Client{Timeout: 30 * time.Second}}
+	}
+	var relays [][32]byte
+	if *relay != "" {
+		key, err := reach.ParseKey(*relay)
+		if err != nil {
+			return p.usage(f.Usage, "--relay %v", err)
+		}
+		relays = append(relays, key)
+	}
+	if *payee != "" {
+		b, err := hex.DecodeString(*payee)
+		if err != nil || len(b) != 33 {
+			return p.usage(f.Usage, "--payee %q is not the key of a node: 66 hex digits", *payee)
+		}
+		cfg.Payees = [][33]byte{[33]byte(b)}
 	}
 	if t, e := time.Parse(time.RFC3339, *from); e == nil {
 		cfg.FromTime = t
@@ -78,36 +106,42 @@ func buyCommand(p *program, ctx context.Context, args []string) (err error) {
 	} else if cfg.From, err = strconv.ParseUint(*from, 10, 53); err != nil {
 		return p.usage(f.Usage, "--from %q is not a time like 2026-11-20T12:00:00Z, nor a block's index, nor \"end\"", *from)
 	}
-	level := slog.LevelInfo
-	if *verbose {
-		level = slog.LevelDebug
-	}
-	cfg.Log = slog.New(slog.NewTextHandler(p.stderr, &slog.HandlerOptions{Level: level}))
 	if *dir == "" {
 		if *dir, err = stateDir(hex.EncodeToString(cfg.Seller[:])); err != nil {
 			return err
 		}
 	}
 	cfg.Accept = p.terms(*dir, *accept)
+	if slices.Contains(addresses, reach.ByNetwork) {
+		n, e := reach.Open(reach.Config{Network: configs.Network{Bootstrap: nodes, Relays: relays}, File: filepath.Join(filepath.Dir(*dir), nodesName), Log: cfg.Log})
+		if e != nil {
+			return e
+		}
+		defer func() { err = errors.Join(err, n.Close()) }()
+		cfg.Ways = n.Ways(addresses)
+	} else {
+		cfg.Ways = client.TCP(nil, addresses...)
+	}
 	w, err := rows.New(rows.Config{File: *out, Stdout: p.stdout, Raw: *format == "raw", Since: cfg.FromTime, Log: cfg.Log})
 	if err != nil {
 		return fmt.Errorf("--out %w", err)
 	}
 	defer func() { err = errors.Join(err, w.Close()) }()
 	cfg.Output = w
-	err = market.Buy(ctx, *dir, cfg)
-	var state *market.StateError
+	if *shown != "" {
+		file, e := proof.Open(*shown)
+		if e != nil {
+			return fmt.Errorf("--proof: %w", e)
+		}
+		defer func() { err = errors.Join(err, file.Close()) }()
+		cfg.Proof = file
+	}
+	err = client.Buy(ctx, *dir, cfg)
+	var state *client.StateError
 	if errors.As(err, &state) {
 		return fmt.Errorf("--state %s: %w", *dir, state.Err)
 	}
 	return err
-}
-
-// badAddress tells whether a text is not HOST:PORT.
-func badAddress(text string) bool {
-	host, port, err := net.SplitHostPort(text)
-	n, bad := strconv.ParseUint(port, 10, 16)
-	return err != nil || host == "" || bad != nil || n == 0
 }
 
 // terms returns what decides about terms of use: they are shown, and accepted if their
@@ -124,55 +158,6 @@ func (p *program) terms(dir, accept string) func(string, [32]byte) bool {
 		fmt.Fprintf(p.stderr, "edge: the seller has terms of use: read %s, and if you accept them, add --accept-terms %x\n", name, hash)
 		return false
 	}
-}
-
-// errNoCard says that an argument is nothing that leads to a seller.
-var errNoCard = errors.New("whose feed?")
-
-// findCard finds out who sells: by a card's file or URL, by a link, or by the key
-// alone.
-func findCard(ctx context.Context, arg string) (seller [32]byte, signed []byte, err error) {
-	switch {
-	case strings.HasPrefix(arg, "dazaar:"):
-		if seller, err = card.ParseLink(arg); err != nil {
-			err = fmt.Errorf("%w: %w", errNoCard, err)
-		}
-		return seller, nil, err
-	case strings.HasPrefix(arg, "http://"), strings.HasPrefix(arg, "https://"):
-		signed, err = fetchCard(ctx, arg)
-	default:
-		if key, err := parseKey(arg); err == nil {
-			return key, nil, nil
-		}
-		signed, err = os.ReadFile(arg)
-		if err != nil {
-			return seller, nil, fmt.Errorf("%w: %q is neither a seller's key (64 hex digits, as edge run prints them), nor a dazaar: link, nor a card's URL, nor a file that can be read: %w", errNoCard, arg, err)
-		}
-	}
-	if err != nil {
-		return seller, nil, err
-	}
-	c, err := card.Parse(signed, nil, 0)
-	if err != nil {
-		return seller, nil, fmt.Errorf("%s: %w", arg, err)
-	}
-	return c.Key(), signed, nil
-}
-
-func fetchCard(ctx context.Context, url string) ([]byte, error) {
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := (&http.Client{Timeout: 30 * time.Second}).Do(r)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", market.ErrUnreachable, err)
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("%w: %s: %s", market.ErrUnreachable, url, resp.Status)
-	}
-	return io.ReadAll(io.LimitReader(resp.Body, card.MaxSize+1))
 }
 
 // usage says what is wrong with a command line.

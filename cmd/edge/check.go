@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"time"
 
+	"dazaar-edge/cmd/edge/source"
+	"dazaar-edge/cmd/edge/till"
 	"dazaar-edge/configs"
 	"dazaar-edge/feed/block"
 	"dazaar-edge/market/device"
@@ -37,7 +39,7 @@ func checkCommand(p *program, ctx context.Context, args []string) error {
 	if _, err := p.parse(f, args, 0); err != nil {
 		return err
 	}
-	cfg, err := loadConfig(*file)
+	cfg, err := source.Load(*file)
 	if err != nil {
 		return err
 	}
@@ -99,7 +101,7 @@ func (c *checker) device() {
 	if unix.Access(at, unix.W_OK) != nil {
 		c.fail("storage.path %s: you may not write there: sudo, or chown", at)
 	}
-	switch now := clockOf(c.cfg, 0).Now(); {
+	switch now := source.Clock(c.cfg, 0).Now(); {
 	case !now.Wall.IsZero():
 		c.ok("clock: %s", now.Wall.Format(time.RFC3339))
 	case c.sells():
@@ -147,8 +149,8 @@ func (c *checker) network(ctx context.Context) {
 		}
 	}
 	for i, g := range c.cfg.Payment {
-		if g.Kind == "lnd" {
-			c.node(ctx, fmt.Sprintf("payment[%d]", i), g)
+		if g.Kind != "devnet" {
+			c.wallet(ctx, fmt.Sprintf("payment[%d]", i), g)
 		} else {
 			listen(fmt.Sprintf("payment[%d].listen", i), g.Listen)
 		}
@@ -157,12 +159,12 @@ func (c *checker) network(ctx context.Context) {
 		switch {
 		case f.TCP != "":
 			listen(f.Name+": tcp", f.TCP)
-		case f.Free || f.Price != nil:
-			c.warn("%s: it has a price, and nobody can reach it: add tcp: \":49738\"", f.Name)
+		case c.cfg.Network == nil && (f.Free || f.Price != nil):
+			c.warn("%s: it has a price, and nobody can reach it: add network: {}, or tcp: \":49738\"", f.Name)
 		}
 	}
 	if m := c.cfg.Monitor.MQTT; m != nil {
-		if _, err := trust(m.CA); err != nil {
+		if _, err := source.Trust(m.CA); err != nil {
 			c.fail("monitor.mqtt.ca: %v", err)
 		}
 		u, err := url.Parse(m.Broker)
@@ -179,21 +181,21 @@ func (c *checker) network(ctx context.Context) {
 	}
 }
 
-// node asks a Lightning node how it is, and whether the macaroon may look at invoices.
-func (c *checker) node(ctx context.Context, path string, g configs.Gateway) {
-	node, err := openLND(g, nil)
+// wallet asks a wallet how it is, and whether it may be asked about invoices.
+func (c *checker) wallet(ctx context.Context, path string, g configs.Gateway) {
+	w, err := till.Gateway(g, nil)
 	if err == nil {
 		ctx, cancel := context.WithTimeout(ctx, checkTime)
 		defer cancel()
-		if err = node.Health(ctx); err == nil {
-			_, err = node.Lookup(ctx, [32]byte{1})
+		if err = w.Health(ctx); err == nil {
+			_, err = w.Lookup(ctx, [32]byte{1}, "")
 		}
 	}
 	if err != nil && !errors.Is(err, payment.ErrUnknown) {
 		c.fail("%s: %v", path, err)
 		return
 	}
-	c.ok("%s: the node at %s answers, and takes the macaroon", path, g.URL)
+	c.ok("%s: %s answers, and may be asked about invoices", path, g.Name())
 }
 
 // tryLock tells whether the directory is in use.
@@ -227,12 +229,12 @@ type volume struct {
 // sensors reads each sensor once.
 func (c *checker) sensors(ctx context.Context) {
 	c.volumes = make([]volume, len(c.cfg.Feeds))
-	from, err := newSources(c.cfg, fmt.Sprintf("edge-check-%d", os.Getpid()), true, nil)
+	from, err := source.New(c.cfg, fmt.Sprintf("edge-check-%d", os.Getpid()), true, nil)
 	if err != nil {
 		c.fail("%v", err)
 		return
 	}
-	defer from.close() //nolint:errcheck // nothing was kept
+	defer from.Close() //nolint:errcheck // nothing was kept
 	for i, f := range c.cfg.Feeds {
 		v := &c.volumes[i]
 		for _, sc := range f.Sensors {
@@ -279,8 +281,8 @@ var errQuiet = errors.New("nothing came meanwhile: what has readings when it wan
 
 // read reads a sensor, twice if once is not enough. stream tells that it has readings
 // when it wants.
-func (c *checker) read(ctx context.Context, from *sources, sc configs.Sensor) (out []sensors.Reading, stream bool, err error) {
-	s, err := from.sensor(sc)
+func (c *checker) read(ctx context.Context, from *source.Sources, sc configs.Sensor) (out []sensors.Reading, stream bool, err error) {
+	s, err := from.Sensor(sc)
 	if err != nil {
 		return nil, false, err
 	}

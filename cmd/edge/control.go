@@ -15,9 +15,13 @@ import (
 	"sync"
 	"time"
 
+	"dazaar-edge/cmd/edge/reach"
+	"dazaar-edge/cmd/edge/source"
+	"dazaar-edge/cmd/edge/till"
 	"dazaar-edge/configs"
 	"dazaar-edge/market/device"
 	"dazaar-edge/monitor"
+	"dazaar-edge/payment"
 	"dazaar-edge/payment/ledger"
 	"dazaar-edge/sensors"
 )
@@ -28,10 +32,13 @@ const socketName = "edge.sock"
 
 // station is edge run, as the owner's commands see it.
 type station struct {
-	cfg    *configs.Config
+	cfg    *configs.Config // as it was at the start
+	listed *configs.Config // what the cards say; owned by sample, like stale
+	stale  bool            // cards do not say yet who is paid now
 	clock  sensors.Clock
-	till   *till
+	till   *till.Till
 	offers []*offer
+	net    *reach.Network // nil if it has no part in it
 	start  time.Time
 	log    *slog.Logger
 	writes monitor.Pace // to disks
@@ -71,6 +78,7 @@ func (st *station) listen() error {
 	mux.HandleFunc("GET /ledger", st.ledger)
 	mux.HandleFunc("GET /card/{feed}", st.card)
 	mux.HandleFunc("POST /revoke", st.revoke)
+	mux.HandleFunc("POST /trust", st.trust)
 	st.server = &http.Server{Handler: mux, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, IdleTimeout: 10 * time.Second, MaxHeaderBytes: 8 << 10}
 	st.served = make(chan struct{})
 	go func() {
@@ -141,6 +149,7 @@ type status struct {
 	Err     float64       `json:"err,omitempty"`
 	Uptime  float64       `json:"uptime"`
 	Feeds   []feedStatus  `json:"feeds"`
+	Network *reach.Status `json:"network,omitempty"`
 	Payment *payStatus    `json:"payment,omitempty"`
 	Process monitor.Usage `json:"process"`
 }
@@ -161,6 +170,8 @@ type feedStatus struct {
 	Connections int    `json:"connections"`
 	Refused     uint64 `json:"refused"`
 	CardVersion uint64 `json:"cardVersion,omitempty"`
+
+	Network *reach.Offer `json:"network,omitempty"`
 }
 
 type payStatus struct {
@@ -174,7 +185,7 @@ func (st *station) monitor(id string) (*monitor.Monitor, error) {
 	if b == nil {
 		return nil, nil
 	}
-	t, err := trust(b.CA)
+	t, err := source.Trust(b.CA)
 	if err != nil {
 		return nil, fmt.Errorf("monitor.mqtt.ca: %w", err)
 	}
@@ -206,11 +217,18 @@ func (st *station) health() status {
 			m := o.market.Stats()
 			f.Buyers, f.Connections, f.Refused, f.CardVersion = m.Buyers, m.Connections, m.Strangers.Refused, m.Card
 		}
+		if st.net != nil {
+			f.Network = st.net.Offer(o.name)
+		}
 		out.Feeds = append(out.Feeds, f)
+	}
+	if st.net != nil {
+		s := st.net.Status()
+		out.Network = &s
 	}
 	if len(st.cfg.Payment) > 0 {
 		p := payStatus{OK: true}
-		if err := st.till.cashier.Health(); err != nil {
+		if err := st.till.Cashier.Health(); err != nil {
 			p = payStatus{Error: err.Error()}
 		}
 		out.Payment = &p
@@ -275,7 +293,7 @@ func (st *station) buyers(w http.ResponseWriter, _ *http.Request) {
 			continue
 		}
 		there := o.market.Connected()
-		err := st.till.books.Accounts(o.name, func(a ledger.Account, err error) bool {
+		err := st.till.Books.Accounts(o.name, func(a ledger.Account, err error) bool {
 			if err != nil {
 				st.log.Error("a sale cannot be read", "feed", o.name, "error", err)
 				return true
@@ -301,7 +319,7 @@ func (st *station) buyers(w http.ResponseWriter, _ *http.Request) {
 
 func (st *station) ledger(w http.ResponseWriter, _ *http.Request) {
 	var out []ledger.Row
-	err := st.till.books.Rows(func(r ledger.Row, err error) bool {
+	err := st.till.Books.Rows(func(r ledger.Row, err error) bool {
 		if err != nil {
 			st.log.Error("an invoice in the ledger cannot be read", "error", err)
 		} else {
@@ -313,8 +331,30 @@ func (st *station) ledger(w http.ResponseWriter, _ *http.Request) {
 		fail(w, err)
 		return
 	}
-	sortRows(out)
+	ledger.Sort(out)
 	answer(w, out...)
+}
+
+// trusted is what edge ledger --trust asks for, and is answered.
+type trusted struct {
+	Gateway string `json:"gateway"`
+	Network string `json:"network"`
+	Payee   string `json:"payee"`
+}
+
+func (st *station) trust(w http.ResponseWriter, r *http.Request) {
+	var q trusted
+	err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 4096)).Decode(&q)
+	if err == nil {
+		var id payment.Identity
+		id, err = st.till.Cashier.Trust(r.Context(), q.Gateway)
+		q.Network, q.Payee = string(id.Network), hex.EncodeToString(id.Payee[:])
+	}
+	if err != nil {
+		fail(w, err)
+		return
+	}
+	answer(w, q)
 }
 
 func (st *station) card(w http.ResponseWriter, r *http.Request) {
@@ -345,7 +385,7 @@ func (st *station) revoke(w http.ResponseWriter, r *http.Request) {
 	o, err := st.feed(q.Feed)
 	var buyer [32]byte
 	if err == nil {
-		buyer, err = parseKey(q.Buyer)
+		buyer, err = reach.ParseKey(q.Buyer)
 	}
 	if err == nil {
 		q.Known, err = st.knows(o, buyer)
@@ -370,7 +410,7 @@ func (st *station) revoke(w http.ResponseWriter, r *http.Request) {
 
 // knows tells whether a buyer has ever had anything to do with an offer.
 func (st *station) knows(o *offer, buyer [32]byte) (known bool, err error) {
-	err = st.till.books.Accounts(o.name, func(a ledger.Account, _ error) bool {
+	err = st.till.Books.Accounts(o.name, func(a ledger.Account, _ error) bool {
 		known = known || a.Buyer == buyer
 		return !known
 	})
@@ -379,10 +419,32 @@ func (st *station) knows(o *offer, buyer [32]byte) (known bool, err error) {
 
 // reload takes over prices, terms and descriptions of a configuration that changed.
 func (st *station) reload(file string) error {
-	cfg, err := loadConfig(file)
+	cfg, err := source.Load(file)
 	if err != nil {
 		return err
 	}
+	if err := st.relist(cfg); err != nil {
+		return err
+	}
+	st.listed = cfg
+	for _, f := range cfg.Feeds {
+		if !slices.ContainsFunc(st.offers, func(o *offer) bool { return o.name == f.Name }) {
+			st.log.Warn("this feed is new: it begins when edge is restarted", "feed", f.Name)
+		}
+	}
+	return nil
+}
+
+// payees publishes who is paid now.
+func (st *station) payees() {
+	err := st.relist(st.listed)
+	if st.stale = err != nil; st.stale {
+		st.log.Error("cards do not say who is paid now; trying again", "error", err)
+	}
+}
+
+// relist publishes cards, as a configuration and the wallets say.
+func (st *station) relist(cfg *configs.Config) error {
 	for _, o := range st.offers {
 		i := slices.IndexFunc(cfg.Feeds, func(f configs.Feed) bool { return f.Name == o.name })
 		switch {
@@ -390,14 +452,9 @@ func (st *station) reload(file string) error {
 			st.log.Warn("this feed is not in the configuration any more: it goes on as it was until edge is restarted", "feed", o.name)
 		case o.market == nil:
 		default:
-			if err := o.market.SetListing(st.till.list(cfg, &cfg.Feeds[i])); err != nil {
+			if err := o.market.SetListing(st.till.List(cfg, &cfg.Feeds[i])); err != nil {
 				return fmt.Errorf("feed %s, and those behind it: %w", o.name, err)
 			}
-		}
-	}
-	for _, f := range cfg.Feeds {
-		if !slices.ContainsFunc(st.offers, func(o *offer) bool { return o.name == f.Name }) {
-			st.log.Warn("this feed is new: it begins when edge is restarted", "feed", f.Name)
 		}
 	}
 	return nil

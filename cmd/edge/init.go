@@ -19,22 +19,21 @@ import (
 // question is one thing that edge init wants to know.
 type question struct {
 	flag, ask, missing string
-	check              func(string) error
 	value              *string
 }
 
 func initCommand(p *program, ctx context.Context, args []string) error {
-	f := p.flags("init", "[-c edge.yaml] [--name NAME] [--path DIR] [--price SATS|free] [--per 10m] [--tcp :49738] [--yes]")
+	f := p.flags("init", "[-c edge.yaml] [--name NAME] [--path DIR] [--price SATS|free] [--per 10m] [--tcp :49738] [--hyperswarm yes|no] [--yes]")
 	file := f.String("c", "edge.yaml", "configuration file to write")
 	yes := f.Bool("yes", false, "ask nothing: take the flags, and what is usual for the rest")
 	host, _ := os.Hostname() // "" names nothing, and is fine
-	any := func(string) error { return nil }
 	list := []*question{
-		{"name", "Name of the device", host, any, nil},
-		{"path", "Directory for logs, keys and database", "/var/lib/edge", any, nil},
-		{"price", "Price in satoshi, or free", "free", any, nil},
-		{"per", "For how much is that (10m, 100 readings, 1MB, once)", "10m", any, nil},
-		{"tcp", "Address to sell on", ":49738", any, nil},
+		{"name", "Name of the device", host, nil},
+		{"path", "Directory for logs, keys and database", "/var/lib/edge", nil},
+		{"price", "Price in satoshi, or free", "free", nil},
+		{"per", "For how much is that (10m, 100 readings, 1MB, once)", "10m", nil},
+		{"tcp", "Address to sell on", ":49738", nil},
+		{"hyperswarm", "Be found by the key alone, over the Hyperswarm network (yes, no)", "yes", nil},
 	}
 	for _, q := range list {
 		q.value = f.String(q.flag, "", strings.ToLower(q.ask[:1])+q.ask[1:])
@@ -62,7 +61,10 @@ func initCommand(p *program, ctx context.Context, args []string) error {
 			*q.value = q.missing
 		}
 	}
-	text := configs.Starter(*list[0].value, *list[1].value, *list[2].value, *list[3].value, *list[4].value)
+	if v := *list[5].value; v != "yes" && v != "no" {
+		return p.usage(f.Usage, "--hyperswarm %q: yes or no", v)
+	}
+	text := configs.Starter(*list[0].value, *list[1].value, *list[2].value, *list[3].value, *list[4].value, *list[5].value)
 	cfg, err := configs.Parse(*file, []byte(text))
 	if err != nil {
 		return fmt.Errorf("with these answers the configuration would be wrong, and was not written:\n%w", err)

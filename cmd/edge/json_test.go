@@ -7,7 +7,10 @@ import (
 	"strings"
 	"testing"
 
+	"dazaar-edge/cmd/edge/reach"
+	"dazaar-edge/cmd/edge/show"
 	"dazaar-edge/market/device"
+	"dazaar-edge/market/purse"
 	"dazaar-edge/monitor"
 	"dazaar-edge/payment/ledger"
 	"dazaar-edge/payment/meter"
@@ -45,10 +48,14 @@ func TestDocumented(t *testing.T) {
 	}{
 		{"## `edge run`", "## `edge verify", []any{ready{}, readyFeed{}}, ""},
 		{"## `edge verify", "## `edge buy`", []any{verifyOutput{}, verifyLog{}, problem{}}, ""},
-		{"## `edge status", "## `edge sensors`", []any{status{}, feedStatus{}, payStatus{}, monitor.Usage{}}, ""},
+		{"## `edge doctor", "## `edge relay`", []any{reach.Diagnosis{}, reach.Call{}}, ""},
+		{"## `edge status", "## `edge doctor", []any{status{}, feedStatus{}, payStatus{}, monitor.Usage{}, reach.Status{}, reach.Offer{}}, ""},
 		{"Sensors: ", "Buyers: ", []any{sensorStatus{}, device.SensorState{}, sensors.Reading{}}, ""},
 		{"Buyers: ", "Ledger: ", []any{buyerStatus{}}, ""},
-		{"Ledger: ", "`edge card`", []any{ledger.Row{}}, "unit interval amount"},
+		{"Ledger: ", "`edge ledger --daily`", []any{ledger.Row{}}, "unit interval amount"},
+		{"`edge ledger --daily`", "`edge ledger --bought`", []any{ledger.Day{}, trusted{}}, ""},
+		{"`edge ledger --bought`", "`edge verify --receipt", []any{purse.Receipt{}}, "id request hash expiresAt units terms sig"},
+		{"`edge verify --receipt", "`edge card`", []any{show.ReceiptReport{}, show.ProofReport{}}, ""},
 		{"`edge revoke`", "Exit codes", []any{revocation{}}, ""},
 	} {
 		_, section, ok := strings.Cut(text, c.from)

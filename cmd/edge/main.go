@@ -18,9 +18,10 @@ import (
 	"syscall"
 	"time"
 
+	"dazaar-edge/cmd/edge/show"
 	"dazaar-edge/configs"
-	"dazaar-edge/market"
 	"dazaar-edge/market/card"
+	"dazaar-edge/market/client"
 	"dazaar-edge/protocol/dazaar"
 	"dazaar-edge/protocol/replicate"
 	"dazaar-edge/protocol/secretstream"
@@ -46,9 +47,6 @@ type program struct {
 // errUsage says that the command line is wrong and that this was said.
 var errUsage = errors.New("usage")
 
-// errUnproven says that something does not verify and that this was said.
-var errUnproven = errors.New("does not verify")
-
 type command struct {
 	name, args, short string
 	run               func(p *program, ctx context.Context, args []string) error
@@ -60,13 +58,15 @@ func commands() []command {
 		{"check", "[-c edge.yaml]", "check a configuration, and read each sensor once", checkCommand},
 		{"run", "[-c edge.yaml]", "sample sensors into the log, and sell it, until stopped", runCommand},
 		{"card", "[--feed NAME] [--link | --qr]", "print the signed card of a feed, or a link to it", cardCommand},
-		{"buy", "KEY --seller HOST:PORT", "buy a feed from its seller and print its readings", buyCommand},
+		{"buy", "KEY [--seller HOST:PORT]", "buy a feed from its seller and print its readings", buyCommand},
 		{"sensors", "[--json]", "print the newest readings of a running edge", sensorsCommand},
 		{"buyers", "[--json]", "print who bought, and what is left of it", buyersCommand},
-		{"ledger", "[--json]", "print invoices and payments", ledgerCommand},
+		{"ledger", "[--daily | --csv | --bought]", "print invoices and payments, sold or bought", ledgerCommand},
 		{"revoke", "BUYER [--burn | --undo]", "end a sale", revokeCommand},
 		{"status", "[--json]", "print how a running edge does", statusCommand},
-		{"verify", "DIR [--json]", "read every byte of the logs in DIR and check it", verifyCommand},
+		{"doctor", "[--json]", "find out why a device can be reached, or cannot", doctorCommand},
+		{"relay", "[--key FILE] [--rate 10Mbit/s] …", "pass on between peers who cannot reach each other", relayCommand},
+		{"verify", "DIR | --receipt FILE | --proof FILE", "check every byte of logs, a receipt, or what was bought", verifyCommand},
 		{"repair", "DIR [--moved | --new-identity]", "cut or mark what is damaged, and say what", repairCommand},
 		{"version", "", "print the version", versionCommand},
 	}
@@ -143,7 +143,7 @@ func (p *program) report(err error) int {
 		return exitOK
 	case errors.Is(err, errUsage):
 		return exitUsage
-	case errors.Is(err, errUnproven):
+	case errors.Is(err, show.ErrUnproven):
 		return exitUnproven
 	case errors.Is(err, errCheck):
 		return exitFailed
@@ -153,12 +153,12 @@ func (p *program) report(err error) int {
 	switch {
 	case errors.As(err, &config):
 		return exitConfig
-	case errors.Is(err, market.ErrUnreachable), errors.Is(err, errNotRunning):
+	case errors.Is(err, client.ErrUnreachable), errors.Is(err, errNotRunning):
 		return exitUnreachable
-	case errors.Is(err, market.ErrRefused), errors.Is(err, market.ErrBusy), errors.Is(err, market.ErrUnpaid):
+	case errors.Is(err, client.ErrRefused), errors.Is(err, client.ErrBusy), errors.Is(err, client.ErrUnpaid):
 		return exitRefused
 	case errors.As(err, &conflict), errors.Is(err, replicate.ErrInvalid), errors.Is(err, dazaar.ErrSignature), errors.Is(err, secretstream.ErrIdentity),
-		errors.Is(err, market.ErrInvoice), errors.Is(err, card.ErrCard), errors.Is(err, card.ErrSignature), errors.Is(err, card.ErrOlder):
+		errors.Is(err, client.ErrInvoice), errors.Is(err, card.ErrCard), errors.Is(err, card.ErrSignature), errors.Is(err, card.ErrOlder):
 		return exitUnproven
 	}
 	return exitFailed

@@ -14,6 +14,7 @@ import (
 	"dazaar-edge/feed/sales"
 	"dazaar-edge/sensors"
 	"dazaar-edge/storage"
+	"dazaar-edge/storage/db"
 	"dazaar-edge/storage/durable"
 	"dazaar-edge/storage/vault"
 )
@@ -85,11 +86,19 @@ func (p *program) repair(ctx context.Context, dir string, moved, fresh bool) (er
 	if err != nil && !errors.Is(err, errNoLogs) { // it may have sampled nothing yet
 		return err
 	}
+	if kept, err := db.Aside(filepath.Join(dir, dbName), anySize); err != nil {
+		return err
+	} else if kept != "" {
+		fmt.Fprintf(p.stdout, "the database is damaged, and was put aside: %s\n", kept)
+	}
 	s, err := openState(dir, anySize, false)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
+	if s.lost != "" {
+		fmt.Fprintln(p.stdout, "the books begin anew: what buyers paid is credited again when they show it and the wallet confirms it")
+	}
 	if moved {
 		if err := s.vault.Bind(vault.Here("/", dir)); err != nil {
 			return err

@@ -16,6 +16,9 @@ import (
 	"syscall"
 	"time"
 
+	"dazaar-edge/cmd/edge/reach"
+	"dazaar-edge/cmd/edge/source"
+	"dazaar-edge/cmd/edge/till"
 	"dazaar-edge/configs"
 	"dazaar-edge/feed"
 	"dazaar-edge/feed/block"
@@ -69,7 +72,7 @@ func runCommand(p *program, ctx context.Context, args []string) error {
 	if _, err := p.parse(f, args, 0); err != nil {
 		return err
 	}
-	cfg, err := loadConfig(*file)
+	cfg, err := source.Load(*file)
 	if err != nil {
 		return err
 	}
@@ -95,6 +98,9 @@ func (p *program) sample(ctx context.Context, hangup <-chan os.Signal, file stri
 	if s.made {
 		logger.Info("new keys were made; back up the vault", "file", filepath.Join(s.dir, "vault.json"))
 	}
+	if s.lost != "" {
+		logger.Error("the books are gone, and begin anew: what buyers paid is credited again when they show it and the wallet confirms it", "why", s.lost)
+	}
 	moved := s.vault.Moved()
 	if len(moved) > 0 {
 		logger.Error("this is not the board or card the keys were made on: nothing is signed; edge repair --moved or --new-identity", "differs", moved)
@@ -103,17 +109,25 @@ func (p *program) sample(ctx context.Context, hangup <-chan os.Signal, file stri
 	if err != nil {
 		return err
 	}
-	clock := clockOf(cfg, boot)
-	till, err := openTill(cfg, s, clock, logger)
+	clock := source.Clock(cfg, boot)
+	till, err := till.Open(till.Config{Config: cfg, DB: s.db, Dir: s.dir, Clock: clock, Log: logger})
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, till.close()) }()
-	from, err := newSources(cfg, s.id(), false, logger)
+	defer func() { err = errors.Join(err, till.Close()) }()
+	from, err := source.New(cfg, s.id(), false, logger)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, from.close()) }()
+	defer func() { err = errors.Join(err, from.Close()) }()
+	var network *reach.Network
+	if cfg.Network != nil {
+		network, err = reach.Open(reach.Config{Network: *cfg.Network, File: filepath.Join(s.dir, nodesName), Log: logger})
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, network.Close()) }()
+	}
 	var offers []*offer
 	defer func() {
 		for _, o := range offers {
@@ -131,12 +145,13 @@ func (p *program) sample(ctx context.Context, hangup <-chan os.Signal, file stri
 			return fmt.Errorf("feed %s: %w", fc.Name, err)
 		}
 		offers = append(offers, o)
-		if err := o.sell(cfg, &fc, till, clock, up, logger); err != nil {
+		if err := o.sell(cfg, &fc, till, clock, up, network, logger); err != nil {
 			return fmt.Errorf("feed %s: %w", fc.Name, err)
 		}
 	}
-	till.cashier.Start()
-	st := &station{cfg: cfg, clock: clock, till: till, offers: offers, start: time.Now(), log: logger}
+	till.Cashier.Start()
+	defer till.Cashier.Close() // what is settled is credited while the logs are open
+	st := &station{cfg: cfg, listed: cfg, clock: clock, till: till, offers: offers, net: network, start: time.Now(), log: logger}
 	if err := st.listen(); err != nil {
 		return err
 	}
@@ -154,7 +169,7 @@ func (p *program) sample(ctx context.Context, hangup <-chan os.Signal, file stri
 	return st.sample(ctx, hangup, file)
 }
 
-func openOffer(cfg *configs.Config, fc configs.Feed, s *state, from *sources, clock sensors.Clock, logger *slog.Logger) (*offer, error) {
+func openOffer(cfg *configs.Config, fc configs.Feed, s *state, from *source.Sources, clock sensors.Clock, logger *slog.Logger) (*offer, error) {
 	encoding, err := block.ParseEncoding(fc.Encoding)
 	if err != nil {
 		return nil, err
@@ -174,7 +189,7 @@ func openOffer(cfg *configs.Config, fc configs.Feed, s *state, from *sources, cl
 	}
 	dc := device.Config{Feed: o.log, Encoding: encoding, Clock: clock, Pack: fc.Pack, Log: logger}
 	for _, sc := range fc.Sensors {
-		sensor, err := from.sensor(sc)
+		sensor, err := from.Sensor(sc)
 		if err != nil {
 			return nil, errors.Join(err, o.log.Close())
 		}
@@ -187,16 +202,28 @@ func openOffer(cfg *configs.Config, fc configs.Feed, s *state, from *sources, cl
 }
 
 // sell begins to sell the feed, if it is for sale and may be signed.
-func (o *offer) sell(cfg *configs.Config, fc *configs.Feed, t *till, clock sensors.Clock, up *replicate.Uplink, logger *slog.Logger) (err error) {
-	if fc.TCP == "" || o.key == nil {
+func (o *offer) sell(cfg *configs.Config, fc *configs.Feed, t *till.Till, clock sensors.Clock, up *replicate.Uplink, network *reach.Network, logger *slog.Logger) (err error) {
+	if o.key == nil || !fc.Free && fc.Price == nil || fc.TCP == "" && network == nil {
 		return nil
 	}
 	o.market, err = market.NewOffer(market.OfferConfig{
 		Name: fc.Name, Feed: o.log, Key: o.key, Agent: agent(), Uplink: up, BuyerRate: cfg.Limits.UploadPerBuyer, Buyers: cfg.Limits.Buyers,
-		Ledger: t.books, Cashier: t.cashier, Listing: t.list(cfg, fc), Now: func() time.Time { return clock.Now().Wall }, Log: logger,
+		Ledger: t.Books, Cashier: t.Cashier, Listing: t.List(cfg, fc), Now: func() time.Time { return clock.Now().Wall }, Log: logger,
 	})
 	if err != nil {
 		return err
+	}
+	if network != nil {
+		l, err := network.Listen(fc.Name, o.key, o.market.Card)
+		if err == nil {
+			err = o.market.Serve(l)
+		}
+		if err != nil {
+			return fmt.Errorf("network: %w", err)
+		}
+	}
+	if fc.TCP == "" {
+		return nil
 	}
 	addr, err := o.market.Listen(fc.TCP)
 	if err != nil {
@@ -206,12 +233,15 @@ func (o *offer) sell(cfg *configs.Config, fc *configs.Feed, t *till, clock senso
 	return nil
 }
 
+// nodesName is where nodes of the network that were good are kept, in storage.path.
+const nodesName = "nodes.json"
+
 // agent is what this program calls itself to others.
 func agent() string { return "edge/" + version }
 
 func (p *program) announce(st *station, moved []string) error {
 	now := st.clock.Now()
-	out := ready{Ready: true, Device: st.cfg.Device.Name, Boot: now.Boot, Clock: !now.Wall.IsZero(), Moved: moved, Wallet: st.till.wallet}
+	out := ready{Ready: true, Device: st.cfg.Device.Name, Boot: now.Boot, Clock: !now.Wall.IsZero(), Moved: moved, Wallet: st.till.Wallet}
 	for _, o := range st.offers {
 		h := o.log.Head()
 		f := readyFeed{
@@ -254,7 +284,12 @@ func (st *station) sample(ctx context.Context, hangup <-chan os.Signal, file str
 			} else {
 				st.log.Info("prices, terms and descriptions are those of the configuration now; what else changed waits for a restart")
 			}
+		case <-st.till.Changed:
+			st.payees()
 		case now := <-tick.C:
+			if st.stale {
+				st.payees()
+			}
 			st.writes.Note(now, monitor.ReadUsage().Writes)
 			for i, o := range offers {
 				if err := o.log.Retain(); err != nil {

@@ -10,9 +10,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"dazaar-edge/feed"
 	"dazaar-edge/feed/block"
+	"dazaar-edge/payment/ledger"
 	"dazaar-edge/sensors"
 	"dazaar-edge/storage/db"
 	"dazaar-edge/storage/durable"
@@ -39,7 +41,8 @@ type state struct {
 	lock  io.Closer
 	db    *db.DB
 	vault *vault.Vault
-	made  bool // the vault is new
+	made  bool   // the vault is new
+	lost  string // why the books begin anew; "" if they do not
 }
 
 // passphrase returns the vault's passphrase; nil if none was given.
@@ -100,7 +103,16 @@ func openState(dir string, dbSize int64, create bool) (s *state, err error) {
 	if err != nil {
 		return s, err
 	}
-	s.db, err = db.Open(filepath.Join(dir, dbName), dbSize, false)
+	name := filepath.Join(dir, dbName)
+	lost := !exists(name) && exists(filepath.Join(dir, logsName))
+	s.db, err = db.Open(name, dbSize, false)
+	if err == nil && lost {
+		s.lost = "there was no " + dbName + " beside the keys"
+		err = ledger.RecordLoss(s.db, ledger.Loss{At: time.Now().UTC(), Why: s.lost})
+	}
+	if errors.Is(err, durable.ErrCorrupt) {
+		err = fmt.Errorf("%w: edge repair %s puts it aside and begins with empty books; buyers show what they paid", err, dir)
+	}
 	return s, err
 }
 

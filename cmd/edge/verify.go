@@ -10,7 +10,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
+	"dazaar-edge/cmd/edge/show"
 	"dazaar-edge/feed"
 	"dazaar-edge/storage"
 	"dazaar-edge/storage/db"
@@ -78,11 +81,29 @@ func (q problem) String() string {
 }
 
 func verifyCommand(p *program, _ context.Context, args []string) error {
-	f := p.flags("verify", "DIR [--json]")
+	f := p.flags("verify", "DIR [--json], or --receipt FILE [--json], or --proof FILE [--out FILE] [--json]")
 	asJSON := f.Bool("json", false, "print the report as JSON")
-	rest, err := p.parse(f, args, 1)
-	if err != nil {
+	receipt := f.String("receipt", "", "check a receipt of edge buy: that its buyer paid its seller, and for what; nobody is asked")
+	shown := f.String("proof", "", "check a file that edge buy --proof wrote: that the seller signed these readings for this buyer; nobody is asked")
+	readings := f.String("out", "", "with --proof: write the readings that are proved to this new file")
+	want := 1
+	if slices.ContainsFunc(args, func(a string) bool { return strings.HasPrefix(a, "--receipt") || strings.HasPrefix(a, "--proof") }) {
+		want = 0
+	}
+	rest, err := p.parse(f, args, want)
+	switch {
+	case err != nil:
 		return err
+	case *receipt != "" && *shown != "":
+		return p.usage(f.Usage, "--receipt or --proof, one at a time")
+	case *readings != "" && *shown == "":
+		return p.usage(f.Usage, "--out is for what a proof proves: --proof FILE")
+	case *receipt != "":
+		return show.Printer{Out: p.stdout, Err: p.stderr, JSON: *asJSON}.Receipt(*receipt)
+	case *shown != "":
+		return show.Printer{Out: p.stdout, Err: p.stderr, JSON: *asJSON}.Proof(*shown, *readings)
+	case want == 0:
+		return p.usage(f.Usage, "which file?")
 	}
 	out, err := verifyDir(rest[0])
 	if err != nil {
@@ -96,7 +117,7 @@ func verifyCommand(p *program, _ context.Context, args []string) error {
 		p.printReport(out)
 	}
 	if !out.OK {
-		return errUnproven
+		return show.ErrUnproven
 	}
 	return nil
 }

@@ -15,6 +15,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/bits"
+	"slices"
 	"strconv"
 	"time"
 
@@ -52,8 +54,12 @@ type Card struct {
 	Version uint64         `json:"version"`
 	Updated time.Time      `json:"updated"`
 	Network bolt11.Network `json:"network,omitempty"`
-	// Payee is the hex of the key that signs the invoices.
-	Payee string `json:"payee,omitempty"`
+	// Payee is the hex of the key that signs the invoices; Payees are all of them, if
+	// there are several. With none, nobody can say beforehand who is paid.
+	Payee  string   `json:"payee,omitempty"`
+	Payees []string `json:"payees,omitempty"`
+	// Memo is [MemoSigned] if invoices need not say what they are for.
+	Memo string `json:"memo,omitempty"`
 	// Trial says what may be had before paying, History what of before.
 	Trial    *Trial   `json:"trial,omitempty"`
 	History  *History `json:"history,omitempty"`
@@ -77,6 +83,10 @@ type Payment struct {
 	// else it is sensed time.
 	Clock string `json:"clock,omitempty"`
 }
+
+// MemoSigned says that only the seller's signature tells what an invoice is for: the
+// wallet does not let it.
+const MemoSigned = "signed"
 
 // Trial is what may be had before paying.
 type Trial struct {
@@ -202,6 +212,26 @@ func (c *Card) Key() (key [32]byte) {
 	return key
 }
 
+// Pays tells whether invoices that a key signed pay the seller.
+func (c *Card) Pays(payee [33]byte) bool {
+	text := hex.EncodeToString(payee[:])
+	return c.Payee == text || slices.Contains(c.Payees, text)
+}
+
+// SetPayees says which keys sign the invoices, the preferred one first.
+func (c *Card) SetPayees(keys [][33]byte) {
+	c.Payee, c.Payees = "", nil
+	for _, key := range keys {
+		c.Payees = append(c.Payees, hex.EncodeToString(key[:]))
+	}
+	if len(keys) > 0 {
+		c.Payee = c.Payees[0]
+	}
+	if len(keys) < 2 {
+		c.Payees = nil
+	}
+}
+
 // check looks at what must fit together.
 func (c *Card) check() error {
 	bad := func(format string, args ...any) error {
@@ -224,6 +254,11 @@ func (c *Card) check() error {
 		return bad("payee %q", c.Payee)
 	case c.Terms != nil && !isHex(c.Terms.SHA256, 32):
 		return bad("terms %q", c.Terms.SHA256)
+	}
+	for _, p := range c.Payees {
+		if !isHex(p, 33) {
+			return bad("payees %q", p)
+		}
 	}
 	for i := range c.Payment {
 		if _, err := c.Price(i); err != nil {
@@ -287,6 +322,25 @@ func (c *Card) Price(i int) (p meter.Price, err error) {
 		return p, fmt.Errorf("%w: %w", ErrCard, err)
 	}
 	return p, nil
+}
+
+// Cost returns what n intervals of the price cost, in msat.
+func (c *Card) Cost(n uint64) (uint64, error) {
+	if len(c.Payment) == 0 {
+		return 0, errors.New("it is free, and asks for money")
+	}
+	p, err := c.Price(0)
+	if err != nil {
+		return 0, err
+	}
+	if p.Unit == meter.Once {
+		n = 1
+	}
+	hi, lo := bits.Mul64(n, p.Amount)
+	if hi > 0 || lo > meter.MaxNumber {
+		return 0, fmt.Errorf("%d steps of %d msat are too many", n, p.Amount)
+	}
+	return lo, nil
 }
 
 // msat reads a decimal number of satoshi with up to three places.

@@ -4,18 +4,18 @@
 // # Files
 //
 //	card.json            the newest card, as the seller signed it
-//	card-VERSION-HASH.json   cards that something was paid under
 //	terms-SHA256.txt     terms that were accepted
-//	receipts/HASH.json   an invoice: written before it is paid, and when it is known
-//	                     what became of that
+//	receipts/HASH.json   an invoice, and the card that it was made under: written
+//	                     before it is paid, and when it is known what became of that
 //
-// With the invoice, which the seller signed, the card, which says who is paid, and
-// the preimage, which only who paid has, a third party can check what was bought.
+// A [Receipt] of what was paid has all that a third party needs to check what was bought.
 //
-// Source: specs/lightning.md, B5, B6, B8.
+// Source: specs/lightning.md, B1, B5, B6, B8.
 package purse
 
 import (
+	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -28,32 +28,10 @@ import (
 	"sync"
 	"time"
 
-	"dazaar-edge/market/card"
-	"dazaar-edge/protocol/dazaar"
+	"dazaar-edge/payment/bolt11"
 	"dazaar-edge/protocol/jcs"
 	"dazaar-edge/storage/durable"
 )
-
-// State is what became of a payment.
-type State string
-
-// States. What is in doubt may have been paid.
-const (
-	Doubt  State = "doubt"
-	Paid   State = "paid"
-	Failed State = "failed" // and never will be paid
-)
-
-// Receipt is an invoice and what became of it.
-type Receipt struct {
-	State   State          `json:"state"`
-	Invoice dazaar.Invoice `json:"invoice"`
-	Msat    uint64         `json:"msat,string"`
-	// Preimage is there when it was paid.
-	Preimage *jcs.Hex32 `json:"preimage,omitempty"`
-	At       time.Time  `json:"at"` // when it was to be paid
-	Error    string     `json:"error,omitempty"`
-}
 
 // Names in the directory.
 const (
@@ -72,12 +50,29 @@ type Purse struct {
 
 	mu       sync.Mutex
 	card     []byte                 // guarded by mu, like all below
-	receipts map[jcs.Hex32]*Receipt // all there are
+	receipts map[jcs.Hex32]*summary // all there are
+}
+
+// summary is what is looked at often of a receipt.
+type summary struct {
+	hash      jcs.Hex32
+	state     State
+	msat, fee uint64
+	at        time.Time
+	payee     [33]byte
+}
+
+func (r *Receipt) summary() *summary {
+	s := &summary{hash: r.Invoice.Hash, state: r.State, msat: r.Msat, fee: r.Fee, at: r.At}
+	if v, err := bolt11.Parse(r.Invoice.Request); err == nil {
+		s.payee = v.Payee
+	}
+	return s
 }
 
 // Open opens the directory and makes it if need be.
 func Open(fsys durable.FS, dir string) (*Purse, error) {
-	p := &Purse{fsys: fsys, dir: dir, receipts: map[jcs.Hex32]*Receipt{}}
+	p := &Purse{fsys: fsys, dir: dir, receipts: map[jcs.Hex32]*summary{}}
 	for _, d := range []string{dir, path.Join(dir, receiptsDir)} {
 		if err := fsys.Mkdir(d); err != nil {
 			return nil, err
@@ -95,37 +90,29 @@ func Open(fsys durable.FS, dir string) (*Purse, error) {
 		if !strings.HasSuffix(name, ".json") {
 			continue // what a crash left of one
 		}
-		b, err := durable.ReadFile(fsys, path.Join(dir, receiptsDir, name), maxFile)
+		r, err := p.read(name)
 		if err != nil {
 			return nil, err
 		}
-		r, err := parseReceipt(b)
-		if err == nil && name != receiptName(r.Invoice.Hash) {
-			err = errors.New("it is of another invoice")
-		}
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", path.Join(dir, receiptsDir, name), err)
-		}
-		p.receipts[r.Invoice.Hash] = r
+		p.receipts[r.Invoice.Hash] = r.summary()
 	}
 	return p, nil
 }
 
-func parseReceipt(b []byte) (*Receipt, error) {
-	var r Receipt
-	if err := json.Unmarshal(b, &r); err != nil {
+// read reads a receipt.
+func (p *Purse) read(name string) (*Receipt, error) {
+	b, err := durable.ReadFile(p.fsys, path.Join(p.dir, receiptsDir, name), maxFile)
+	if err != nil {
 		return nil, err
 	}
-	switch r.State {
-	case Doubt, Failed:
-	case Paid:
-		if r.Preimage == nil || sha256.Sum256(r.Preimage[:]) != r.Invoice.Hash {
-			return nil, errors.New("the preimage is not the invoice's")
-		}
-	default:
-		return nil, fmt.Errorf("state %q", r.State)
+	r, err := ParseReceipt(b)
+	if err == nil && name != receiptName(r.Invoice.Hash) {
+		err = errors.New("it is of another invoice")
 	}
-	return &r, nil
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path.Join(p.dir, receiptsDir, name), err)
+	}
+	return r, nil
 }
 
 func receiptName(hash jcs.Hex32) string { return hex.EncodeToString(hash[:]) + ".json" }
@@ -167,93 +154,151 @@ func (p *Purse) Accept(text string) error {
 	return durable.WriteFile(p.fsys, p.termsFile(sha256.Sum256([]byte(text))), []byte(text))
 }
 
-// Begin notes an invoice that is going to be paid, with the card that it was made
-// under. It fails with [ErrHash] if it was there before, and was or may have been paid.
-func (p *Purse) Begin(v dazaar.Invoice, msat uint64, c *card.Card, signed []byte, at time.Time) error {
+// Begin notes a receipt of what is going to be paid, in doubt until it is known what
+// became of it. It fails with [ErrHash] if the invoice was there before, and was or may
+// have been paid.
+func (p *Purse) Begin(r Receipt) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if old := p.receipts[v.Hash]; old != nil && old.State != Failed {
-		return fmt.Errorf("%w: %x", ErrHash, v.Hash)
+	if old := p.receipts[r.Invoice.Hash]; old != nil && old.state != Failed {
+		return fmt.Errorf("%w: %x", ErrHash, r.Invoice.Hash)
 	}
-	sum := sha256.Sum256(signed)
-	if err := durable.WriteFile(p.fsys, path.Join(p.dir, fmt.Sprintf("card-%d-%x.json", c.Version, sum[:4])), signed); err != nil {
-		return err
-	}
-	return p.put(&Receipt{State: Doubt, Invoice: v, Msat: msat, At: at.UTC()})
+	r.State, r.Preimage, r.Error, r.At = Doubt, nil, "", r.At.UTC()
+	return p.put(&r)
 }
 
 // put writes a receipt. mu is held.
 func (p *Purse) put(r *Receipt) error {
-	b, err := json.MarshalIndent(r, "", " ")
-	if err != nil {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false) // a card is as long as it was signed
+	e.SetIndent("", " ")
+	if err := e.Encode(r); err != nil {
 		return err
 	}
-	if err := durable.WriteFile(p.fsys, path.Join(p.dir, receiptsDir, receiptName(r.Invoice.Hash)), append(b, '\n')); err != nil {
+	if err := durable.WriteFile(p.fsys, path.Join(p.dir, receiptsDir, receiptName(r.Invoice.Hash)), b.Bytes()); err != nil {
 		return err
 	}
-	p.receipts[r.Invoice.Hash] = r
+	p.receipts[r.Invoice.Hash] = r.summary()
 	return nil
 }
 
-// Done notes what became of it.
-func (p *Purse) Done(hash jcs.Hex32, preimage [32]byte) error {
+// Done notes that it was paid, with what it cost besides, in msat.
+func (p *Purse) Done(hash jcs.Hex32, preimage [32]byte, fee uint64) error {
 	if sha256.Sum256(preimage[:]) != hash {
 		return fmt.Errorf("purse: the wallet's preimage is not that of invoice %x", hash)
 	}
-	return p.change(hash, func(r *Receipt) { r.State, r.Preimage, r.Error = Paid, (*jcs.Hex32)(&preimage), "" })
+	return p.change(hash, func(r *Receipt) { r.State, r.Preimage, r.Fee, r.Error = Paid, (*jcs.Hex32)(&preimage), fee, "" })
 }
 
 // Fail notes that it was not paid, and will not be.
 func (p *Purse) Fail(hash jcs.Hex32, why error) error {
-	return p.change(hash, func(r *Receipt) { r.State, r.Error = Failed, why.Error() })
+	return p.change(hash, func(r *Receipt) { r.State, r.Fee, r.Error = Failed, 0, why.Error() })
+}
+
+// Credit notes that the seller says it was paid, of what somebody else was to pay.
+func (p *Purse) Credit(hash jcs.Hex32) error {
+	return p.change(hash, func(r *Receipt) { r.State, r.Fee, r.Error = Credited, 0, "" })
 }
 
 func (p *Purse) change(hash jcs.Hex32, f func(*Receipt)) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	old := p.receipts[hash]
-	if old == nil {
+	if p.receipts[hash] == nil {
 		return fmt.Errorf("purse: no invoice %x", hash)
 	}
-	r := *old
-	f(&r)
-	return p.put(&r)
+	r, err := p.read(receiptName(hash))
+	if err != nil {
+		return err
+	}
+	f(r)
+	return p.put(r)
 }
 
-// Spent returns the msat that were paid, or may have been.
-func (p *Purse) Spent() (msat uint64) {
+// Show notes that somebody is asked to pay it.
+func (p *Purse) Show(hash jcs.Hex32) error {
+	return p.change(hash, func(r *Receipt) { r.Shown = true })
+}
+
+// Newest returns the newest receipt of what was paid, or may have been; nil if there is
+// none.
+func (p *Purse) Newest() (*Receipt, error) {
+	all := p.sorted()
+	for i := len(all) - 1; i >= 0; i-- {
+		if all[i].state != Failed {
+			return p.read(receiptName(all[i].hash))
+		}
+	}
+	return nil, nil
+}
+
+// Spent returns the msat that were paid since a time, or may have been, with what it cost
+// besides.
+func (p *Purse) Spent(since time.Time) (msat uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, r := range p.receipts {
-		if r.State != Failed {
-			msat += r.Msat
+		if r.state != Failed && r.at.After(since) {
+			msat += r.msat + r.fee
 		}
 	}
 	return msat
 }
 
-// InDoubt returns an invoice of which nobody knows whether it was paid.
-func (p *Purse) InDoubt() (Receipt, bool) {
-	for _, r := range p.Receipts() {
-		if r.State == Doubt {
-			return r, true
-		}
-	}
-	return Receipt{}, false
-}
-
-// Receipts returns all, the newest first.
-func (p *Purse) Receipts() (out []Receipt) {
+// Received returns the msat that arrived at the seller, as far as is known.
+func (p *Purse) Received() (msat uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, r := range p.receipts {
-		out = append(out, *r)
-	}
-	slices.SortFunc(out, func(a, b Receipt) int {
-		if c := b.At.Compare(a.At); c != 0 {
-			return c
+		if r.state == Paid || r.state == Credited {
+			msat += r.msat
 		}
-		return strings.Compare(a.Invoice.Request, b.Invoice.Request)
+	}
+	return msat
+}
+
+// Payee returns who was paid first, or may have been; false if nobody was.
+func (p *Purse) Payee() (payee [33]byte, ok bool) {
+	for _, r := range p.sorted() {
+		if r.state != Failed {
+			return r.payee, true
+		}
+	}
+	return payee, false
+}
+
+// InDoubt returns an invoice of which nobody knows whether it was paid.
+func (p *Purse) InDoubt() (r Receipt, ok bool, err error) {
+	for _, s := range p.sorted() {
+		if s.state == Doubt {
+			x, err := p.read(receiptName(s.hash))
+			if err != nil {
+				return r, false, err
+			}
+			return *x, true, nil
+		}
+	}
+	return r, false, nil
+}
+
+// Receipts calls f for each, the oldest first, until it returns false.
+func (p *Purse) Receipts(f func(r *Receipt, err error) bool) {
+	for _, s := range p.sorted() {
+		if !f(p.read(receiptName(s.hash))) {
+			return
+		}
+	}
+}
+
+// sorted returns all, the oldest first.
+func (p *Purse) sorted() (out []*summary) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, r := range p.receipts {
+		out = append(out, r)
+	}
+	slices.SortFunc(out, func(a, b *summary) int {
+		return cmp.Or(a.at.Compare(b.at), strings.Compare(string(a.hash[:]), string(b.hash[:])))
 	})
 	return out
 }

@@ -52,6 +52,8 @@ type Writer struct {
 	w    *bufio.Writer
 	n    int64 // bytes written
 	head merkle.Head
+	// flushed is when a block was, last.
+	flushed time.Time
 
 	resumed bool // the file is the right one
 	began   bool // a reading at or after Since came
@@ -203,12 +205,17 @@ func (w *Writer) bytes(i uint64, enc block.Encoding, pack *block.Pack, data []by
 	return errors.Join(err, w.end(i))
 }
 
-// end flushes behind the newest block: somebody may be waiting for it.
+// flushEvery is how long a block may wait for others while more are on their way.
+const flushEvery = 50 * time.Millisecond
+
+// end flushes behind the newest block, and now and then: somebody may be waiting for it.
 func (w *Writer) end(i uint64) error {
-	if i+1 == w.head.Length {
-		return w.w.Flush()
+	now := time.Now()
+	if i+1 != w.head.Length && now.Sub(w.flushed) < flushEvery {
+		return nil
 	}
-	return nil
+	w.flushed = now
+	return w.w.Flush()
 }
 
 // opaque prints a block that is none of ours.

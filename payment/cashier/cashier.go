@@ -1,20 +1,19 @@
 // Package cashier stands between sellers and their wallets: it has invoices made,
 // keeps them few, notices when one is settled, and has the ledger credit it.
 //
-// Each gateway is watched by one goroutine, which first looks up what was left open,
-// then follows the wallet's own events, and looks again every minute: an event that
-// was missed is found, one that comes twice is credited once.
+// Each gateway is watched by one goroutine, which first asks who is paid: it is no longer
+// used if that is not who it was. Then it looks up what was left open, follows the
+// wallet's own events, and looks again every minute: an event that was missed is found,
+// one that comes twice is credited once.
 //
-// Source: specs/lightning.md, S1 to S5, S8 to S10, S14.
+// Source: specs/lightning.md, S1 to S10, S14, S17.
 package cashier
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"sync"
 	"time"
 
@@ -22,15 +21,20 @@ import (
 	"dazaar-edge/payment/bolt11"
 	"dazaar-edge/payment/ledger"
 	"dazaar-edge/payment/meter"
+	"dazaar-edge/protocol/bucket"
 	"dazaar-edge/protocol/jcs"
 )
 
-// ErrLimit says that there are too many invoices that nobody paid, or that the
-// amount is not one that is taken.
-var ErrLimit = errors.New("cashier: too much is asked for")
-
-// ErrClock says that the device does not know the time: when would an invoice end?
-var ErrClock = fmt.Errorf("%w: the clock of the device is not set", payment.ErrUnpayable)
+// Errors that callers tell apart.
+var (
+	// ErrLimit says that there are too many invoices that nobody paid, or that the
+	// amount is not one that is taken.
+	ErrLimit = errors.New("cashier: too much is asked for")
+	// ErrClock says that the device does not know the time: when would an invoice end?
+	ErrClock = fmt.Errorf("%w: the clock of the device is not set", payment.ErrUnpayable)
+	// ErrReplaced says that somebody else is paid than before.
+	ErrReplaced = fmt.Errorf("%w: the wallet is another one than before", payment.ErrUnpayable)
+)
 
 // Limits.
 const (
@@ -50,14 +54,18 @@ const (
 	MaxMsat = 1_000_000_000
 )
 
+// New invoices a second, and at once: for a buyer, for all who never paid, and for all.
 const (
-	// lookEvery is how often what is open is looked up while nothing happens.
-	lookEvery = time.Minute
-	// forgetAfter is how long after its end an invoice is still looked up, if the
-	// wallet never says that it is over.
-	forgetAfter           = 24 * time.Hour
-	firstRetry, lastRetry = time.Second, 30 * time.Second
+	buyerRate, buyerBurst       = 5, 50
+	strangerRate, strangerBurst = 2, 200
+	totalRate, totalBurst       = 50, 500
 )
+
+// earliest is a time that is over: a clock that is behind it is wrong.
+var earliest = time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
+
+// createTime bounds how long one wallet may take to make an invoice.
+const createTime = 10 * time.Second
 
 // Config says whose invoices. Ledger and Now are required.
 type Config struct {
@@ -66,6 +74,8 @@ type Config struct {
 	Gateways []payment.Gateway
 	// Now returns the wall time, zero while it is not known.
 	Now func() time.Time
+	// Payees is called when [Cashier.Payees] has changed; nil is not. It must not wait.
+	Payees func()
 	// Log receives what happens; nil discards.
 	Log *slog.Logger
 }
@@ -80,6 +90,7 @@ type Order struct {
 	Card        uint64
 	Terms       *jcs.Hex32
 	Description string
+	Short       string // the same, for wallets of others
 	// Known: this buyer paid before.
 	Known bool
 }
@@ -87,25 +98,41 @@ type Order struct {
 // Cashier has invoices made and watches them. All methods are safe for concurrent
 // use.
 type Cashier struct {
-	cfg  Config
-	log  *slog.Logger
-	stop context.CancelFunc // ends the goroutines
-	wg   sync.WaitGroup
+	cfg     Config
+	log     *slog.Logger
+	wallets []*wallet
+	mono    func() time.Time   // time.Now, but for tests
+	stop    context.CancelFunc // ends the goroutines
+	wg      sync.WaitGroup
 
-	mu      sync.Mutex
-	open    map[[32]byte]ledger.Row // unpaid invoices; guarded by mu, like all below
-	asking  map[[32]byte]int        // invoices on their way, by buyer
-	told    map[string]func(ledger.Row)
-	trouble map[string]error // of each gateway, while it does not answer
+	mu        sync.Mutex
+	open      map[[32]byte]ledger.Row // unpaid invoices; guarded by mu, like all below
+	asking    map[[32]byte]int        // invoices on their way, by buyer
+	told      map[string]func(ledger.Row)
+	buyers    *bucket.Keyed[[32]byte]
+	strangers *bucket.Bucket
+	total     *bucket.Bucket
+	pruned    time.Time // when old invoices were forgotten
 }
 
 // New returns a cashier. It begins with Start.
 func New(cfg Config) (*Cashier, error) {
+	now := time.Now()
 	c := &Cashier{
-		cfg: cfg, log: cfg.Log, open: map[[32]byte]ledger.Row{}, asking: map[[32]byte]int{}, told: map[string]func(ledger.Row){}, trouble: map[string]error{},
+		cfg: cfg, log: cfg.Log, mono: time.Now, open: map[[32]byte]ledger.Row{}, asking: map[[32]byte]int{}, told: map[string]func(ledger.Row){},
+		buyers: bucket.NewKeyed[[32]byte](buyerRate, buyerBurst), strangers: bucket.New(strangerRate, strangerBurst, now),
+		total: bucket.New(totalRate, totalBurst, now),
 	}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
+	}
+	for _, g := range cfg.Gateways {
+		w := &wallet{Gateway: g}
+		var err error
+		if w.payee, err = cfg.Ledger.Payee(g.Name()); err != nil {
+			w.trouble = err
+		}
+		c.wallets = append(c.wallets, w)
 	}
 	err := cfg.Ledger.Rows(func(r ledger.Row, err error) bool {
 		if err != nil {
@@ -126,9 +153,8 @@ func New(cfg Config) (*Cashier, error) {
 func (c *Cashier) Start() {
 	ctx, stop := context.WithCancel(context.Background())
 	c.stop = stop
-	for _, g := range c.cfg.Gateways {
-		c.wg.Add(1)
-		go c.watch(ctx, g)
+	for _, w := range c.wallets {
+		c.wg.Go(func() { c.watch(ctx, w) })
 	}
 }
 
@@ -153,7 +179,7 @@ func (c *Cashier) Close() {
 // wallet that can be paid, or the clock is not set.
 func (c *Cashier) Invoice(ctx context.Context, o Order) (ledger.Row, error) {
 	now := c.cfg.Now()
-	if now.IsZero() {
+	if now.Before(earliest) {
 		return ledger.Row{}, ErrClock
 	}
 	if o.Msat < MinMsat || o.Msat > MaxMsat {
@@ -163,16 +189,20 @@ func (c *Cashier) Invoice(ctx context.Context, o Order) (ledger.Row, error) {
 		return r, err
 	}
 	defer c.unreserve(o.Buyer)
-	if len(c.cfg.Gateways) == 0 {
+	if len(c.wallets) == 0 {
 		return ledger.Row{}, fmt.Errorf("%w: no wallet is configured", payment.ErrUnpayable)
 	}
 	var errs error
-	for _, g := range c.cfg.Gateways {
-		r, err := c.create(ctx, g, o, now)
+	for _, w := range c.preferred() {
+		r, err := c.create(ctx, w, o, now)
 		if err == nil {
 			return r, nil
 		}
-		errs = errors.Join(errs, fmt.Errorf("gateway %s: %w", g.Name(), err))
+		if errors.Is(err, ErrReplaced) {
+			c.ails(w, err) // until its owner says that it is right
+		}
+		c.log.Debug("a wallet makes no invoice", "gateway", w.Name(), "error", err)
+		errs = errors.Join(errs, fmt.Errorf("gateway %s: %w", w.Name(), err))
 	}
 	if !errors.Is(errs, payment.ErrUnpayable) {
 		errs = fmt.Errorf("%w: %w", payment.ErrUnpayable, errs)
@@ -184,14 +214,18 @@ func (c *Cashier) Invoice(ctx context.Context, o Order) (ledger.Row, error) {
 func (c *Cashier) reserve(o Order, now time.Time) (ledger.Row, bool, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	mine := c.asking[o.Buyer]
+	mine, all := c.asking[o.Buyer], len(c.asking)
 	for _, r := range c.open {
-		if r.Buyer != jcs.Hex32(o.Buyer) || now.After(r.Expires) {
+		// A wallet may say that it is good for longer: nobody has room for longer.
+		if now.After(r.Expires) || now.After(r.Made.Add(Expiry)) {
+			continue
+		}
+		if all++; r.Buyer != jcs.Hex32(o.Buyer) {
 			continue
 		}
 		mine++
 		if r.Offer == o.Offer && r.Msat == o.Msat && r.Price == o.Price && r.History == o.History && r.Card == o.Card && r.Terms.Same(o.Terms) &&
-			r.Expires.Sub(now) > reuseFor {
+			r.Expires.Sub(now) > reuseFor && c.usable(r.Gateway) {
 			return r, true, nil
 		}
 	}
@@ -202,8 +236,16 @@ func (c *Cashier) reserve(o Order, now time.Time) (ledger.Row, bool, error) {
 	if o.Known {
 		limit += maxKnown
 	}
-	if len(c.open)+len(c.asking) >= limit {
-		return ledger.Row{}, false, fmt.Errorf("%w: %d invoices of all buyers are unpaid", ErrLimit, len(c.open))
+	if all >= limit && (!o.Known || mine > 0) { // who paid before always has one
+		return ledger.Row{}, false, fmt.Errorf("%w: %d invoices of all buyers are unpaid", ErrLimit, all)
+	}
+	mono := c.mono()
+	buckets := []*bucket.Bucket{c.buyers.Get(o.Buyer, mono), c.total}
+	if !o.Known {
+		buckets = append(buckets, c.strangers)
+	}
+	if !bucket.Take(mono, buckets...) {
+		return ledger.Row{}, false, fmt.Errorf("%w: too many invoices at once: try again in some seconds", ErrLimit)
 	}
 	c.asking[o.Buyer]++
 	return ledger.Row{}, false, nil
@@ -218,16 +260,24 @@ func (c *Cashier) unreserve(buyer [32]byte) {
 }
 
 // create has a gateway make an invoice, and notes it.
-func (c *Cashier) create(ctx context.Context, g payment.Gateway, o Order, now time.Time) (r ledger.Row, err error) {
-	v, text, err := g.Create(ctx, payment.Request{Msat: o.Msat, Description: o.Description, Expiry: Expiry})
+func (c *Cashier) create(ctx context.Context, w *wallet, o Order, now time.Time) (r ledger.Row, err error) {
+	ctx, cancel := context.WithTimeout(ctx, createTime)
+	defer cancel()
+	v, err := w.Create(ctx, payment.Request{Msat: o.Msat, Description: o.Description, Short: o.Short, Expiry: Expiry})
 	if err != nil {
 		return r, err
 	}
 	if v.Msat != o.Msat {
 		return r, fmt.Errorf("the wallet made an invoice of %d msat, and %d were asked for", v.Msat, o.Msat)
 	}
+	if len(v.Handle) > payment.MaxHandle {
+		return r, fmt.Errorf("the wallet's handle has %d bytes", len(v.Handle))
+	}
+	if err := c.made(w, v.Invoice); err != nil {
+		return r, err
+	}
 	r = ledger.Row{
-		Hash: v.Hash, Gateway: g.Name(), Offer: o.Offer, Buyer: o.Buyer, Request: text, Msat: o.Msat, Price: o.Price, History: o.History,
+		Hash: v.Hash, Gateway: w.Name(), Handle: v.Handle, Offer: o.Offer, Buyer: o.Buyer, Request: v.Request, Msat: o.Msat, Price: o.Price, History: o.History,
 		Card: o.Card, Terms: o.Terms, Made: now.UTC(), Expires: v.ExpiresAt().UTC(), State: ledger.Open,
 	}
 	if err := c.cfg.Ledger.Issue(r); err != nil {
@@ -239,6 +289,29 @@ func (c *Cashier) create(ctx context.Context, g payment.Gateway, o Order, now ti
 	return r, nil
 }
 
+// Restore has a wallet asked about an invoice of books that are gone: r is as the seller
+// signed it. It is credited if it was settled, once. Errors wrap [ledger.ErrUnknown] if
+// nothing was lost, or nobody knows whose it is.
+func (c *Cashier) Restore(ctx context.Context, r ledger.Row) error {
+	v, err := bolt11.Parse(r.Request)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	r.Gateway = ""
+	w := c.owner(&r)
+	c.mu.Unlock()
+	if w == nil || v.Hash != r.Hash || v.Msat != r.Msat {
+		return fmt.Errorf("%w: no wallet signs as %x", ledger.ErrUnknown, v.Payee)
+	}
+	r.Gateway, r.Made, r.Expires = w.Name(), v.Time.UTC(), v.ExpiresAt().UTC()
+	if err := c.cfg.Ledger.Restore(r); err != nil && !errors.Is(err, ledger.ErrDuplicate) {
+		return err
+	}
+	c.log.Warn("an invoice from before the books were lost was shown", "feed", r.Offer, "buyer", fmt.Sprintf("%x", r.Buyer[:4]), "msat", r.Msat)
+	return c.Look(ctx, r.Hash)
+}
+
 // Look asks the wallet of an invoice how it stands, and credits it if it is settled.
 // Errors wrap [ledger.ErrUnknown] for an invoice that is none of ours.
 func (c *Cashier) Look(ctx context.Context, hash [32]byte) error {
@@ -246,185 +319,15 @@ func (c *Cashier) Look(ctx context.Context, hash [32]byte) error {
 	if err != nil || r.State == ledger.Settled {
 		return err
 	}
-	i := slices.IndexFunc(c.cfg.Gateways, func(g payment.Gateway) bool { return g.Name() == r.Gateway })
-	if i < 0 {
+	c.mu.Lock()
+	w := c.owner(&r)
+	c.mu.Unlock()
+	if w == nil {
 		return fmt.Errorf("%w: gateway %s is not configured any more", payment.ErrUnpayable, r.Gateway)
 	}
-	s, err := c.cfg.Gateways[i].Lookup(ctx, hash)
+	s, err := w.Lookup(ctx, hash, r.Handle)
 	if err != nil {
 		return err
 	}
-	return c.take(r.Gateway, s, "")
-}
-
-// Identity returns the network of the invoices and the key that signs them: an
-// invoice is made to see.
-func (c *Cashier) Identity(ctx context.Context) (network bolt11.Network, payee [33]byte, err error) {
-	err = fmt.Errorf("%w: no wallet is configured", payment.ErrUnpayable)
-	for _, g := range c.cfg.Gateways {
-		var v *bolt11.Invoice
-		if v, _, err = g.Create(ctx, payment.Request{Msat: MinMsat, Description: "edge: who is paid?", Expiry: time.Minute}); err == nil {
-			return v.Network, v.Payee, nil
-		}
-		err = fmt.Errorf("gateway %s: %w", g.Name(), err)
-	}
-	return network, payee, err
-}
-
-// Health returns what is wrong with the gateways, nil if nothing is.
-func (c *Cashier) Health() (err error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for name, e := range c.trouble {
-		err = errors.Join(err, fmt.Errorf("gateway %s: %w", name, e))
-	}
-	return err
-}
-
-// take notes what a gateway said of an invoice.
-func (c *Cashier) take(gateway string, s payment.Status, cursor string) error {
-	if s.State != payment.Settled {
-		return nil
-	}
-	if s.Preimage != nil && sha256.Sum256(s.Preimage[:]) != s.Hash {
-		c.log.Error("a wallet says of an invoice that it is settled, with a preimage that is not its own: it is not credited", "gateway", gateway, "hash", jcs.Hex32(s.Hash))
-		return nil
-	}
-	r, credited, err := c.cfg.Ledger.Settle(ledger.Payment{Hash: s.Hash, Msat: s.Paid, At: c.cfg.Now().UTC(), Gateway: gateway, Cursor: cursor})
-	switch {
-	case errors.Is(err, ledger.ErrUnknown):
-		return nil // of another program with the same wallet
-	case errors.Is(err, ledger.ErrOffer):
-		c.log.Warn("paid for an offer that is not open: it is credited when it is", "hash", jcs.Hex32(s.Hash), "error", err)
-		return nil
-	case errors.Is(err, ledger.ErrCorrupt):
-		c.log.Error("a payment cannot be credited", "hash", jcs.Hex32(s.Hash), "msat", s.Paid, "error", err)
-		return nil // others can
-	case err != nil:
-		return err
-	}
-	c.mu.Lock()
-	delete(c.open, s.Hash)
-	told := c.told[r.Offer]
-	c.mu.Unlock()
-	if !credited {
-		return nil
-	}
-	c.log.Info("paid", "feed", r.Offer, "buyer", fmt.Sprintf("%x", r.Buyer[:4]), "msat", r.Paid)
-	if told != nil {
-		told(r)
-	}
-	return nil
-}
-
-// watch follows one gateway until Close.
-func (c *Cashier) watch(ctx context.Context, g payment.Gateway) {
-	defer c.wg.Done()
-	wait := firstRetry
-	for ctx.Err() == nil {
-		began := time.Now()
-		err := c.follow(ctx, g)
-		if ctx.Err() != nil {
-			return
-		}
-		c.mu.Lock()
-		first := c.trouble[g.Name()] == nil
-		c.trouble[g.Name()] = err
-		c.mu.Unlock()
-		if first && err != nil {
-			c.log.Warn("a wallet does not answer; who paid keeps what it has, new invoices may fail", "gateway", g.Name(), "error", err)
-		}
-		if time.Since(began) > lastRetry {
-			wait = firstRetry
-		}
-		select {
-		case <-time.After(wait):
-		case <-ctx.Done():
-		}
-		wait = min(2*wait, lastRetry)
-	}
-}
-
-// follow looks up what is open and takes events, until something fails.
-func (c *Cashier) follow(ctx context.Context, g payment.Gateway) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	if err := c.reconcile(ctx, g); err != nil {
-		return err
-	}
-	cursor, err := c.cfg.Ledger.Cursor(g.Name())
-	if err != nil {
-		return err
-	}
-	c.mu.Lock()
-	was := c.trouble[g.Name()]
-	delete(c.trouble, g.Name())
-	c.mu.Unlock()
-	if was != nil {
-		c.log.Info("a wallet answers again", "gateway", g.Name())
-	}
-	watched := make(chan error, 1)
-	go func() {
-		watched <- g.Watch(ctx, cursor, func(s payment.Status, cursor string) error { return c.take(g.Name(), s, cursor) })
-	}()
-	// What was settled between the first look and the watching is found by the next.
-	timer := time.NewTimer(5 * time.Second)
-	defer timer.Stop()
-	for {
-		select {
-		case err := <-watched:
-			if err == nil {
-				err = errors.New("it sends no more events")
-			}
-			return err
-		case <-timer.C:
-			timer.Reset(lookEvery)
-			if err := c.reconcile(ctx, g); err != nil {
-				cancel()
-				<-watched
-				return err
-			}
-		}
-	}
-}
-
-// reconcile looks up the unpaid invoices of a gateway.
-func (c *Cashier) reconcile(ctx context.Context, g payment.Gateway) error {
-	c.mu.Lock()
-	var mine []ledger.Row
-	for _, r := range c.open {
-		if r.Gateway == g.Name() {
-			mine = append(mine, r)
-		}
-	}
-	c.mu.Unlock()
-	now := c.cfg.Now()
-	expired, failed := false, 0
-	for _, r := range mine {
-		s, err := g.Lookup(ctx, r.Hash)
-		unknown := errors.Is(err, payment.ErrUnknown)
-		if err != nil && !unknown {
-			if failed++; failed >= 3 || failed == len(mine) {
-				return err
-			}
-			continue // it may be this one alone
-		}
-		if err := c.take(g.Name(), s, ""); err != nil {
-			return err
-		}
-		late := !now.IsZero() && now.After(r.Expires)
-		if late && (unknown || s.State == payment.Canceled) || !now.IsZero() && now.After(r.Expires.Add(forgetAfter)) && s.State != payment.Settled {
-			if err := c.cfg.Ledger.Expire(r.Hash); err != nil {
-				return err
-			}
-			c.mu.Lock()
-			delete(c.open, r.Hash)
-			c.mu.Unlock()
-			expired = true
-		}
-	}
-	if expired {
-		return c.cfg.Ledger.Prune(maxExpired)
-	}
-	return nil
+	return c.take(w, s, "")
 }

@@ -159,25 +159,36 @@ func (n *Node) Payee() [33]byte { return [33]byte(n.key.PubKey().SerializeCompre
 var features = [...]byte{0x41, 0}
 
 // Create implements [payment.Gateway].
-func (n *Node) Create(_ context.Context, r payment.Request) (*bolt11.Invoice, string, error) {
+func (n *Node) Create(_ context.Context, r payment.Request) (payment.Issued, error) {
+	return n.create(r, nil)
+}
+
+// CreateHash makes an invoice that has only the hash of a description, as services of
+// Lightning addresses do.
+func (n *Node) CreateHash(_ context.Context, msat uint64, hash [32]byte) (payment.Issued, error) {
+	return n.create(payment.Request{Msat: msat, Expiry: bolt11.DefaultExpiry}, &hash)
+}
+
+func (n *Node) create(r payment.Request, hash *[32]byte) (issued payment.Issued, err error) {
 	if r.Msat == 0 || r.Msat > MaxMsat {
-		return nil, "", fmt.Errorf("%w: an invoice of %d msat; 1 to %d are possible", payment.ErrUnpayable, r.Msat, uint64(MaxMsat))
+		return issued, fmt.Errorf("%w: an invoice of %d msat; 1 to %d are possible", payment.ErrUnpayable, r.Msat, uint64(MaxMsat))
 	}
 	var preimage [32]byte
 	v := &bolt11.Invoice{
 		Network: bolt11.Regtest, Msat: r.Msat, Time: n.now().Truncate(time.Second), Expiry: r.Expiry.Truncate(time.Second), Description: r.Description,
-		CLTV: 80, Features: features[:], Payee: n.Payee(),
+		DescriptionHash: hash,
+		CLTV:            80, Features: features[:], Payee: n.Payee(),
 	}
 	if _, err := rand.Read(preimage[:]); err != nil {
-		return nil, "", err
+		return issued, err
 	}
 	if _, err := rand.Read(v.Secret[:]); err != nil {
-		return nil, "", err
+		return issued, err
 	}
 	v.Hash = sha256.Sum256(preimage[:])
 	text, err := v.Sign(n.key)
 	if err != nil {
-		return nil, "", err
+		return issued, err
 	}
 	x := &invoice{Preimage: hex.EncodeToString(preimage[:]), Request: text, Expires: v.ExpiresAt(), hash: v.Hash, msat: v.Msat}
 	n.mu.Lock()
@@ -185,10 +196,18 @@ func (n *Node) Create(_ context.Context, r payment.Request) (*bolt11.Invoice, st
 	n.invoices[v.Hash] = x
 	if err := n.save(); err != nil {
 		delete(n.invoices, v.Hash)
-		return nil, "", err
+		return issued, err
 	}
-	return v, text, nil
+	return payment.Issued{Invoice: v, Request: text}, nil
 }
+
+// Identity implements [payment.Gateway].
+func (n *Node) Identity(context.Context) (payment.Identity, error) {
+	return payment.Identity{Network: bolt11.Regtest, Payee: n.Payee()}, nil
+}
+
+// Health implements [payment.Gateway].
+func (n *Node) Health(context.Context) error { return nil }
 
 // state is how an invoice stands now. mu is held.
 func (n *Node) state(x *invoice) payment.State {
@@ -212,7 +231,7 @@ func (n *Node) status(x *invoice) payment.Status {
 }
 
 // Lookup implements [payment.Gateway].
-func (n *Node) Lookup(_ context.Context, hash [32]byte) (payment.Status, error) {
+func (n *Node) Lookup(_ context.Context, hash [32]byte, _ string) (payment.Status, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	x := n.invoices[hash]

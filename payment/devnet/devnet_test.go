@@ -2,7 +2,6 @@ package devnet
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"net/http/httptest"
 	"os"
@@ -27,7 +26,7 @@ func open(t *testing.T, dir string) *Node {
 
 func TestGateway(t *testing.T) {
 	n := open(t, t.TempDir())
-	gatewaytest.Run(t, n, n)
+	gatewaytest.Run(t, n, n, gatewaytest.Options{})
 }
 
 // TestKept: what was made and paid is there after a restart, under the same key.
@@ -36,25 +35,25 @@ func TestKept(t *testing.T) {
 	n := open(t, dir)
 	ctx := context.Background()
 	r := payment.Request{Msat: 1000, Description: "x", Expiry: time.Minute}
-	unpaid, _, err := n.Create(ctx, r)
+	unpaid, err := n.Create(ctx, r)
 	if err != nil {
 		t.Fatal(err)
 	}
-	paid, text, err := n.Create(ctx, r)
+	paid, err := n.Create(ctx, r)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := n.Pay(text, 1500); err != nil {
+	if _, err := n.Pay(paid.Request, 1500); err != nil {
 		t.Fatal(err)
 	}
 	again := open(t, dir)
 	if again.Payee() != n.Payee() {
 		t.Error("another key")
 	}
-	if st, err := again.Lookup(ctx, unpaid.Hash); err != nil || st.State != payment.Open {
+	if st, err := again.Lookup(ctx, unpaid.Hash, ""); err != nil || st.State != payment.Open {
 		t.Errorf("%+v, %v", st, err)
 	}
-	if st, err := again.Lookup(ctx, paid.Hash); err != nil || st.State != payment.Settled || st.Paid != 1500 {
+	if st, err := again.Lookup(ctx, paid.Hash, ""); err != nil || st.State != payment.Settled || st.Paid != 1500 {
 		t.Errorf("%+v, %v", st, err)
 	}
 	// A watch from the beginning brings it again.
@@ -81,15 +80,15 @@ func TestExpires(t *testing.T) {
 	n := open(t, t.TempDir())
 	now := time.Unix(1_800_000_000, 0)
 	n.now = func() time.Time { return now }
-	v, text, err := n.Create(context.Background(), payment.Request{Msat: 1000, Description: "x", Expiry: time.Minute})
+	v, err := n.Create(context.Background(), payment.Request{Msat: 1000, Description: "x", Expiry: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
 	now = now.Add(time.Minute)
-	if _, err := n.Pay(text, 0); !errors.Is(err, errExpired) {
+	if _, err := n.Pay(v.Request, 0); !errors.Is(err, errExpired) {
 		t.Error(err)
 	}
-	if st, err := n.Lookup(context.Background(), v.Hash); err != nil || st.State != payment.Canceled {
+	if st, err := n.Lookup(context.Background(), v.Hash, ""); err != nil || st.State != payment.Canceled {
 		t.Errorf("%+v, %v", st, err)
 	}
 }
@@ -101,36 +100,37 @@ func TestWallet(t *testing.T) {
 	defer server.Close()
 	w := &Wallet{URL: server.URL}
 	ctx := context.Background()
-	v, text, err := n.Create(ctx, payment.Request{Msat: 1000, Description: "x", Expiry: time.Minute})
+	v, err := n.Create(ctx, payment.Request{Msat: 1000, Description: "x", Expiry: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
-	preimage, err := w.Pay(ctx, text)
-	if err != nil || sha256.Sum256(preimage[:]) != v.Hash {
-		t.Fatalf("%x, %v", preimage, err)
+	pay := payment.Payment{Request: v.Request, Msat: 1000}
+	proof, err := w.Pay(ctx, pay)
+	if err != nil || proof.Check(v.Hash) != nil {
+		t.Fatalf("%+v, %v", proof, err)
 	}
-	if again, err := w.Pay(ctx, text); err != nil || again != preimage { // its answer may have got lost
+	if again, err := w.Pay(ctx, pay); err != nil || again != proof { // its answer may have got lost
 		t.Error(err)
 	}
 	// A payment whose second half was cut off is finished, not refused.
-	half, halfText, err := n.Create(ctx, payment.Request{Msat: 1000, Description: "x", Expiry: time.Minute})
+	half, err := n.Create(ctx, payment.Request{Msat: 1000, Description: "x", Expiry: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := n.Accept(halfText, 0); err != nil {
+	if _, err := n.Accept(half.Request, 0); err != nil {
 		t.Fatal(err)
 	}
-	if preimage, err := w.Pay(ctx, halfText); err != nil || sha256.Sum256(preimage[:]) != half.Hash {
+	if proof, err := w.Pay(ctx, payment.Payment{Request: half.Request}); err != nil || proof.Check(half.Hash) != nil {
 		t.Error(err)
 	}
-	_, foreign, err := other.Create(ctx, payment.Request{Msat: 1000, Description: "x", Expiry: time.Minute})
+	foreign, err := other.Create(ctx, payment.Request{Msat: 1000, Description: "x", Expiry: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.Pay(ctx, foreign); !errors.Is(err, payment.ErrDeclined) || !strings.Contains(err.Error(), "no such invoice") {
+	if _, err := w.Pay(ctx, payment.Payment{Request: foreign.Request}); !errors.Is(err, payment.ErrDeclined) || !strings.Contains(err.Error(), "no such invoice") {
 		t.Error(err)
 	}
-	if _, err := (&Wallet{URL: server.URL + "/x"}).Pay(ctx, text); err == nil || !strings.Contains(err.Error(), "no test wallet") {
+	if _, err := (&Wallet{URL: server.URL + "/x"}).Pay(ctx, pay); err == nil || !strings.Contains(err.Error(), "no test wallet") {
 		t.Error(err)
 	}
 }

@@ -60,7 +60,7 @@ func (n *Node) paid(request string) (preimage [32]byte, err error) {
 	if err != nil {
 		return preimage, err
 	}
-	st, err := n.Lookup(context.Background(), v.Hash)
+	st, err := n.Lookup(context.Background(), v.Hash, "")
 	if err == nil && st.State == payment.Accepted {
 		return n.Settle(v.Hash) // the power was cut between the two halves
 	}
@@ -83,15 +83,15 @@ type Wallet struct {
 // Network implements [payment.Wallet].
 func (w *Wallet) Network() bolt11.Network { return bolt11.Regtest }
 
-// Pay implements [payment.Wallet].
-func (w *Wallet) Pay(ctx context.Context, request string) (preimage [32]byte, err error) {
-	body, err := json.Marshal(payRequest{Request: request})
+// Pay implements [payment.Wallet]: there are no fees.
+func (w *Wallet) Pay(ctx context.Context, p payment.Payment) (proof payment.Proof, err error) {
+	body, err := json.Marshal(payRequest{Request: p.Request})
 	if err != nil {
-		return preimage, err
+		return proof, err
 	}
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, w.URL+"/pay", bytes.NewReader(body))
 	if err != nil {
-		return preimage, fmt.Errorf("devnet: %w", err)
+		return proof, fmt.Errorf("devnet: %w", err)
 	}
 	r.Header.Set("Content-Type", "application/json")
 	client := w.Client
@@ -100,23 +100,23 @@ func (w *Wallet) Pay(ctx context.Context, request string) (preimage [32]byte, er
 	}
 	resp, err := client.Do(r)
 	if err != nil {
-		return preimage, fmt.Errorf("devnet: %w", err)
+		return proof, fmt.Errorf("devnet: %w", err)
 	}
 	defer resp.Body.Close()
 	b, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
 	if err != nil {
-		return preimage, fmt.Errorf("devnet: %w", err)
+		return proof, fmt.Errorf("devnet: %w", err)
 	}
 	var a payAnswer
 	if err := json.Unmarshal(b, &a); err != nil {
-		return preimage, fmt.Errorf("devnet: %s is no test wallet: %s", w.URL, resp.Status)
+		return proof, fmt.Errorf("devnet: %s is no test wallet: %s", w.URL, resp.Status)
 	}
 	if a.Error != "" {
-		return preimage, fmt.Errorf("%w: %s", payment.ErrDeclined, a.Error)
+		return proof, fmt.Errorf("%w: %s", payment.ErrDeclined, a.Error)
 	}
-	p, err := hex.DecodeString(a.Preimage)
-	if err != nil || len(p) != len(preimage) {
-		return preimage, fmt.Errorf("devnet: preimage %q", a.Preimage)
+	preimage, err := hex.DecodeString(a.Preimage)
+	if err != nil || len(preimage) != len(proof.Preimage) {
+		return proof, fmt.Errorf("devnet: preimage %q", a.Preimage)
 	}
-	return [32]byte(p), nil
+	return payment.Proof{Preimage: [32]byte(preimage)}, nil
 }

@@ -20,6 +20,9 @@ type Contract struct {
 	Sig   jcs.Hex64  `json:"sig,omitzero"`
 	// Revoked: the owner took the sale back.
 	Revoked bool `json:"revoked,omitempty"`
+	// Restored: credit came back after the books were lost, and what was delivered of it
+	// before is not charged yet.
+	Restored bool `json:"restored,omitempty"`
 }
 
 // Burned is a feed key that was made worthless.

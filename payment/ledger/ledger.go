@@ -6,7 +6,8 @@
 // In the bucket "invoices", by payment hash, a [Row] as JSON. In "meter/OFFER", by
 // the buyer's key: LE64 number of the record, then the meter's state. In
 // "contract/OFFER" a [Contract] as JSON. In "cursors", by the gateway's name, how
-// far its events were taken. In "clock" for how many ms the books were open.
+// far its events were taken, in "payees" a [Payee]. In "clock" for how many ms the books were open.
+// In "losses" a [Loss].
 //
 // A payment is credited in one transaction with its row and the cursor: once,
 // however often it is told of. What blocks take changes often: such records ride on
@@ -57,6 +58,7 @@ const (
 type Row struct {
 	Hash    jcs.Hex32   `json:"hash"`
 	Gateway string      `json:"gateway"`
+	Handle  string      `json:"handle,omitempty"` // what the gateway wants to see with the hash
 	Offer   string      `json:"offer"`
 	Buyer   jcs.Hex32   `json:"buyer"`
 	Request string      `json:"request"` // BOLT 11
@@ -72,6 +74,8 @@ type Row struct {
 	// Paid is what came, and SettledAt when this side saw it.
 	Paid      uint64     `json:"paid,string,omitempty"`
 	SettledAt *time.Time `json:"settledAt,omitempty"`
+	// Restored: the books that had it were lost, and its buyer showed it.
+	Restored bool `json:"restored,omitempty"`
 }
 
 // History is a duration in ms, or [All].
@@ -118,9 +122,10 @@ type Config struct {
 type Offer struct {
 	// Marks keep what changes often; nil leaves all to the database.
 	Marks Marks
-	// Begin returns the first block that a first payment includes now, and the
-	// first one at the live price. It must not wait for a commit.
-	Begin func(h History) (from, start uint64)
+	// Begin returns the first block that a first payment includes now, and the first one
+	// at the live price. The invoice was made some time ago; with then, that is the time
+	// that counts. It must not wait for a commit.
+	Begin func(h History, made time.Time, then bool) (from, start uint64)
 }
 
 // Marks are small values that become durable with the commits of a log.
@@ -419,7 +424,7 @@ func (l *Ledger) credit(r Row, msat uint64) func(*meter.State) error {
 	now := l.clock()
 	begin := func(*meter.State) {}
 	if o := l.offers[r.Offer]; o.Begin != nil {
-		from, start := o.Begin(r.History)
+		from, start := o.Begin(r.History, r.Made, r.Restored)
 		begin = func(s *meter.State) { s.Begin(from, start) }
 	}
 	return func(s *meter.State) error {
@@ -442,16 +447,6 @@ func (l *Ledger) landed(r Row, number uint64) (ok bool) {
 		return err
 	})
 	return ok && err == nil
-}
-
-// Cursor returns how far a gateway's events were taken.
-func (l *Ledger) Cursor(gateway string) (cursor string, err error) {
-	err = l.db.View(func(tx *db.Tx) error {
-		b, err := tx.Get(cursors, []byte(gateway))
-		cursor = string(b)
-		return err
-	})
-	return cursor, err
 }
 
 // record is a sale's meter as it is kept.

@@ -2,12 +2,14 @@ package ledger
 
 import (
 	"encoding/binary"
+	"encoding/csv"
 	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -437,7 +439,7 @@ func TestClock(t *testing.T) {
 func TestBegin(t *testing.T) {
 	l := books(t, openDB(t))
 	length := uint64(100)
-	l.Register("air", Offer{Begin: func(h History) (uint64, uint64) { return length - uint64(h), length }})
+	l.Register("air", Offer{Begin: func(h History, _ time.Time, _ bool) (uint64, uint64) { return length - uint64(h), length }})
 	for i, want := range [...][2]uint64{{60, 100}, {60, 100}} {
 		r := row(i+1, 1, 10)
 		r.History = 40
@@ -466,4 +468,82 @@ func (s *Sale) toDatabase() error {
 	s.l.mu.Lock()
 	defer s.l.mu.Unlock()
 	return s.checkpoint()
+}
+
+// TestS11: what was used and not yet written down when the power was cut is the buyer's;
+// what rode on a commit of the log is not.
+func TestS11(t *testing.T) {
+	d, m := openDB(t), &marks{durable: map[string][]byte{}}
+	open := func() (*Ledger, *Sale) {
+		l := books(t, d)
+		l.Register("air", Offer{Marks: m})
+		s, err := l.Sale("air", [32]byte{1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l, s
+	}
+	left := func(s *Sale) uint64 { st := s.State(); return units(&st) }
+	l, s := open()
+	if err := l.Issue(row(1, 1, 100)); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := l.Settle(Payment{Hash: hash(1), Msat: 100}); err != nil {
+		t.Fatal(err)
+	}
+	serve := func(s *Sale, from uint64) {
+		for i := range uint64(10) {
+			if !s.Admit(from+i, meter.Weight{Readings: 1}) {
+				t.Fatal("it is not admitted")
+			}
+		}
+	}
+	serve(s, 0)
+	if left(s) != 90 {
+		t.Errorf("%d left", left(s))
+	}
+	if _, s = open(); left(s) != 100 { // the power was cut
+		t.Errorf("%d left", left(s))
+	}
+	l, s = open()
+	serve(s, 0)
+	m.set = maps.Clone(m.durable)
+	if err := l.Ride("air", m.put); err != nil {
+		t.Fatal(err)
+	}
+	m.durable = m.set
+	l.Landed("air", nil)
+	serve(s, 10)
+	if _, s = open(); left(s) != 90 {
+		t.Errorf("%d left", left(s))
+	}
+}
+
+// TestExport: what is printed for other programs, and what came in on which day.
+func TestExport(t *testing.T) {
+	at := func(text string) *time.Time {
+		v, err := time.Parse(time.RFC3339, text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &v
+	}
+	rows := []Row{row(3, 1, 1000), row(1, 1, 2000), row(2, 2, 3000), row(4, 2, 9000)}
+	for i, when := range []string{"2026-11-21T23:59:59Z", "2026-11-21T00:00:00Z", "2026-11-22T01:00:00+02:00"} {
+		rows[i].State, rows[i].Paid, rows[i].SettledAt = Settled, rows[i].Msat+1, at(when)
+	}
+	Sort(rows)
+	got := Daily(rows)
+	want := []Day{{"2026-11-21", "air", 3, 2, 6003}}
+	if !slices.Equal(got, want) {
+		t.Errorf("%+v", got)
+	}
+	var b strings.Builder
+	if err := WriteCSV(&b, rows); err != nil {
+		t.Fatal(err)
+	}
+	lines, err := csv.NewReader(strings.NewReader(b.String())).ReadAll()
+	if err != nil || len(lines) != 5 || lines[0][0] != "made" || lines[1][6] != "2001" || lines[4][1] != "" {
+		t.Errorf("%q, %v", lines, err)
+	}
 }

@@ -24,23 +24,15 @@ package lnd
 
 import (
 	"bufio"
-	"bytes"
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"net"
 	"net/http"
-	"net/url"
-	"os"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"dazaar-edge/payment"
@@ -83,196 +75,32 @@ type Config struct {
 // Gateway is an lnd node. It implements [payment.Gateway]; all methods are safe for
 // concurrent use.
 type Gateway struct {
-	cfg  Config
-	base string
-	log  *slog.Logger
-
-	mu     sync.Mutex
-	client *http.Client // guarded by mu, like all below; nil until the files are read
-	secret string       // the macaroon, in hex
+	*client
+	cfg Config
+	log *slog.Logger
 }
 
 // New returns a gateway. The error is about the configuration; the node is not asked.
 func New(cfg Config) (*Gateway, error) {
-	u, err := url.Parse(cfg.URL)
-	if err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" {
-		return nil, fmt.Errorf("lnd: %q is not a node's URL: https://HOST:8080", cfg.URL)
-	}
-	if u.Scheme == "http" && !loopback(u.Hostname()) {
-		return nil, errors.New("lnd: http is for this host alone: anybody on the way could say that an invoice is paid; https://HOST:8080")
-	}
 	if cfg.Name == "" {
 		cfg.Name = "lnd"
 	}
-	g := &Gateway{cfg: cfg, base: strings.TrimSuffix(cfg.URL, "/"), log: cfg.Log}
+	g := &Gateway{cfg: cfg, log: cfg.Log}
 	if g.log == nil {
 		g.log = slog.New(slog.DiscardHandler)
 	}
-	_, _, err = g.open()
+	var err error
+	g.client, err = newClient(cfg.URL, cfg.Cert, cfg.Macaroon)
 	return g, err
-}
-
-func loopback(host string) bool {
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip != nil && ip.IsLoopback()
-}
-
-// open returns the client and the macaroon, and reads the files if need be.
-func (g *Gateway) open() (*http.Client, string, error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.client != nil {
-		return g.client, g.secret, nil
-	}
-	b, err := os.ReadFile(g.cfg.Macaroon)
-	if err != nil {
-		return nil, "", fmt.Errorf("lnd: macaroon: %w", err)
-	}
-	g.secret = hex.EncodeToString(b)
-	if text := strings.TrimSpace(string(b)); isHex(text) {
-		g.secret = text
-	}
-	t := &http.Transport{TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12}, MaxIdleConnsPerHost: 2, IdleConnTimeout: time.Minute}
-	if g.cfg.Cert != "" {
-		pem, err := os.ReadFile(g.cfg.Cert)
-		if err != nil {
-			return nil, "", fmt.Errorf("lnd: cert: %w", err)
-		}
-		pool := x509.NewCertPool()
-		if !pool.AppendCertsFromPEM(pem) {
-			return nil, "", fmt.Errorf("lnd: cert: %s has no certificate in PEM form: it is the node's tls.cert", g.cfg.Cert)
-		}
-		t.TLSClientConfig.RootCAs = pool
-	}
-	g.client = &http.Client{Transport: t}
-	return g.client, g.secret, nil
-}
-
-func isHex(text string) bool {
-	_, err := hex.DecodeString(text)
-	return text != "" && err == nil
-}
-
-// reopen has the files read again by the next call.
-func (g *Gateway) reopen() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.client != nil {
-		g.client.CloseIdleConnections()
-		g.client = nil
-	}
 }
 
 // Name implements [payment.Gateway].
 func (g *Gateway) Name() string { return g.cfg.Name }
 
-// nodeError is what the node says when it does not do it.
-type nodeError struct {
-	Code    int    `json:"code"`
-	Message string `json:"message"`
-}
-
-// gRPC's codes that matter.
-const codeNotFound = 5
-
-// err returns what an answer means.
-func (e nodeError) err(status int) error {
-	switch {
-	case e.Code == codeNotFound:
-		return fmt.Errorf("%w: %s", payment.ErrUnknown, e.Message)
-	case strings.Contains(e.Message, "permission denied"), strings.Contains(e.Message, "macaroon"), strings.Contains(e.Message, "verification failed"):
-		return fmt.Errorf("%w: %s: %w", ErrDenied, e.Message, payment.ErrUnpayable)
-	case strings.Contains(e.Message, "wallet locked"), strings.Contains(e.Message, "starting up"), strings.Contains(e.Message, "not yet ready"):
-		return fmt.Errorf("%w: lnd: %s", payment.ErrUnpayable, e.Message)
-	}
-	return fmt.Errorf("lnd: HTTP status %d, code %d: %.200q", status, e.Code, e.Message)
-}
-
-// request sends a request and returns the answer, if it is one. What the node does not
-// accept of the files is read again, once.
-func (g *Gateway) request(ctx context.Context, method, path string, body any) (*http.Response, error) {
-	for try := 0; ; try++ {
-		resp, err := g.once(ctx, method, path, body)
-		var unknown x509.UnknownAuthorityError
-		var host x509.HostnameError
-		var invalid x509.CertificateInvalidError
-		switch {
-		case errors.As(err, &unknown), errors.As(err, &host), errors.As(err, &invalid):
-			err = fmt.Errorf("%w: %w: %w", ErrCertificate, err, payment.ErrUnpayable)
-		case errors.Is(err, ErrDenied):
-		default:
-			return resp, err
-		}
-		g.reopen()
-		if try > 0 {
-			return nil, err
-		}
-	}
-}
-
-func (g *Gateway) once(ctx context.Context, method, path string, body any) (*http.Response, error) {
-	client, secret, err := g.open()
-	if err != nil {
-		return nil, err
-	}
-	var in io.Reader
-	if body != nil {
-		b, err := json.Marshal(body)
-		if err != nil {
-			return nil, err
-		}
-		in = bytes.NewReader(b)
-	}
-	r, err := http.NewRequestWithContext(ctx, method, g.base+path, in)
-	if err != nil {
-		return nil, err
-	}
-	r.Header.Set("Grpc-Metadata-macaroon", secret)
-	resp, err := client.Do(r)
-	if err != nil {
-		return nil, fmt.Errorf("lnd: %w", err)
-	}
-	if resp.StatusCode == http.StatusOK {
-		return resp, nil
-	}
-	defer resp.Body.Close()
-	var e nodeError
-	b, err := io.ReadAll(io.LimitReader(resp.Body, maxReply))
-	if err != nil {
-		return nil, fmt.Errorf("lnd: %w", err)
-	}
-	var wrapped struct{ Error *nodeError }
-	if json.Unmarshal(b, &wrapped) == nil && wrapped.Error != nil {
-		e = *wrapped.Error
-	} else if json.Unmarshal(b, &e) != nil || e.Message == "" {
-		e.Message = string(b)
-	}
-	return nil, e.err(resp.StatusCode)
-}
-
-// call is a request with an answer of one piece.
-func (g *Gateway) call(ctx context.Context, method, path string, body, out any) error {
-	ctx, cancel := context.WithTimeout(ctx, answer)
-	defer cancel()
-	resp, err := g.request(ctx, method, path, body)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(io.LimitReader(resp.Body, maxReply))
-	if err == nil {
-		err = json.Unmarshal(b, out)
-	}
-	if err != nil {
-		return fmt.Errorf("lnd: %s: %w", path, err)
-	}
-	return nil
-}
-
 // Create implements [payment.Gateway].
-func (g *Gateway) Create(ctx context.Context, r payment.Request) (*bolt11.Invoice, string, error) {
+func (g *Gateway) Create(ctx context.Context, r payment.Request) (x payment.Issued, err error) {
 	if r.Msat == 0 || r.Msat > MaxMsat {
-		return nil, "", fmt.Errorf("%w: an invoice of %d msat; 1 to %d are possible", payment.ErrUnpayable, r.Msat, uint64(MaxMsat))
+		return x, fmt.Errorf("%w: an invoice of %d msat; 1 to %d are possible", payment.ErrUnpayable, r.Msat, uint64(MaxMsat))
 	}
 	var out struct {
 		Hash    []byte `json:"r_hash"`
@@ -285,24 +113,35 @@ func (g *Gateway) Create(ctx context.Context, r payment.Request) (*bolt11.Invoic
 		Private bool   `json:"private"`
 	}{r.Description, r.Msat, int64(r.Expiry / time.Second), g.cfg.Private}
 	if err := g.call(ctx, http.MethodPost, "/v1/invoices", in, &out); err != nil {
-		return nil, "", err
+		return x, err
 	}
-	v, err := bolt11.Parse(out.Request)
-	if err != nil {
-		return nil, "", fmt.Errorf("lnd: its invoice: %w", err)
-	}
-	switch {
-	case string(out.Hash) != string(v.Hash[:]):
-		err = fmt.Errorf("its hash is %x, and the node says %x", v.Hash, out.Hash)
-	case v.Msat != r.Msat:
-		err = fmt.Errorf("it is for %d msat, and %d were asked for", v.Msat, r.Msat)
-	case v.Network != g.cfg.Network:
-		err = fmt.Errorf("%w: it is on %s, and the configuration says %s", payment.ErrUnpayable, v.Network, g.cfg.Network)
+	v, err := r.Check(out.Request, g.cfg.Network)
+	if err == nil && string(out.Hash) != string(v.Hash[:]) {
+		err = fmt.Errorf("its invoice has hash %x, and the node says %x", v.Hash, out.Hash)
 	}
 	if err != nil {
-		return nil, "", fmt.Errorf("lnd: its invoice: %w", err)
+		return x, fmt.Errorf("lnd: %w", err)
 	}
-	return v, out.Request, nil
+	return payment.Issued{Invoice: v, Request: out.Request}, nil
+}
+
+// Identity implements [payment.Gateway]: it looks at the newest invoice, and makes one
+// only if there is none.
+func (g *Gateway) Identity(ctx context.Context) (id payment.Identity, err error) {
+	var newest struct{ Invoices []invoice }
+	if err := g.call(ctx, http.MethodGet, "/v1/invoices?reversed=true&num_max_invoices=10", nil, &newest); err != nil {
+		return id, err
+	}
+	for _, x := range newest.Invoices {
+		if v, err := bolt11.Parse(x.Request); err == nil && v.Network == g.cfg.Network {
+			return payment.Identity{Network: v.Network, Payee: v.Payee}, nil
+		}
+	}
+	v, err := g.Create(ctx, payment.Request{Msat: 1000, Description: "edge: who is paid?", Expiry: time.Minute})
+	if err != nil {
+		return id, err
+	}
+	return payment.Identity{Network: v.Network, Payee: v.Payee}, nil
 }
 
 // invoice is what matters of one.
@@ -350,7 +189,7 @@ func (g *Gateway) lookup(ctx context.Context, hash [32]byte) (v invoice, err err
 }
 
 // Lookup implements [payment.Gateway].
-func (g *Gateway) Lookup(ctx context.Context, hash [32]byte) (payment.Status, error) {
+func (g *Gateway) Lookup(ctx context.Context, hash [32]byte, _ string) (payment.Status, error) {
 	v, err := g.lookup(ctx, hash)
 	if err != nil {
 		return payment.Status{}, err
@@ -362,17 +201,46 @@ func (g *Gateway) Lookup(ctx context.Context, hash [32]byte) (payment.Status, er
 	return st, err
 }
 
-// Health returns why the node could not be paid now, as far as it says so; nil if it
-// works. It takes no macaroon.
+// Health implements [payment.Gateway]. Whether the node is in step with the chain, and
+// what it could receive, is known if the macaroon also allows GetInfo and ChannelBalance.
 func (g *Gateway) Health(ctx context.Context) error {
-	var out struct{ State string }
-	if err := g.call(ctx, http.MethodGet, "/v1/state", nil, &out); err != nil {
+	var state struct{ State string }
+	if err := g.call(ctx, http.MethodGet, "/v1/state", nil, &state); err != nil {
 		return err
 	}
-	if out.State != "SERVER_ACTIVE" {
-		return fmt.Errorf("%w: lnd: the node's state is %s", payment.ErrUnpayable, out.State)
+	if state.State != "SERVER_ACTIVE" {
+		return fmt.Errorf("%w: lnd: the node's state is %s", payment.ErrUnpayable, state.State)
+	}
+	info := struct {
+		Synced bool `json:"synced_to_chain"`
+	}{true}
+	if err := g.ask(ctx, "/v1/getinfo", &info); err != nil {
+		return err
+	}
+	if !info.Synced {
+		return fmt.Errorf("%w: lnd: the node is not in step with the chain", payment.ErrUnpayable)
+	}
+	var balance struct {
+		Remote *struct{ Msat string } `json:"remote_balance"`
+	}
+	if err := g.ask(ctx, "/v1/balance/channels", &balance); err != nil {
+		return err
+	}
+	if balance.Remote != nil && balance.Remote.Msat == "0" {
+		return fmt.Errorf("%w: lnd: no channel of the node can receive: it needs inbound liquidity", payment.ErrUnpayable)
 	}
 	return nil
+}
+
+// ask is a call that the macaroon need not allow.
+func (g *Gateway) ask(ctx context.Context, path string, out any) error {
+	ctx, cancel := context.WithTimeout(ctx, answer)
+	defer cancel()
+	resp, err := g.once(ctx, http.MethodGet, path, nil)
+	if errors.Is(err, ErrDenied) {
+		return nil
+	}
+	return decode(resp, path, out, err)
 }
 
 // cursorOf returns the cursor of a settled invoice.
@@ -400,6 +268,22 @@ func (g *Gateway) begin(ctx context.Context, cursor string) (uint64, error) {
 	return n, nil
 }
 
+// known returns the newest invoice that the node would send again, and the one before it,
+// behind which it is asked for; 0 if there is none. Canceled and accepted ones never come,
+// nor what is behind one that is gone.
+func (g *Gateway) known(ctx context.Context) (before, number uint64, err error) {
+	var newest struct{ Invoices []invoice }
+	if err := g.call(ctx, http.MethodGet, "/v1/invoices?reversed=true&num_max_invoices=100", nil, &newest); err != nil {
+		return 0, 0, err
+	}
+	for i := len(newest.Invoices) - 1; i > 0; i-- {
+		if v := newest.Invoices[i]; v.State == "OPEN" || v.State == "SETTLED" {
+			return newest.Invoices[i-1].Added, v.Added, nil
+		}
+	}
+	return 0, 0, nil
+}
+
 // Watch implements [payment.Gateway]. The node ends the stream when it stops: that is an
 // error.
 func (g *Gateway) Watch(ctx context.Context, cursor string, f func(payment.Status, string) error) error {
@@ -407,21 +291,18 @@ func (g *Gateway) Watch(ctx context.Context, cursor string, f func(payment.Statu
 	if err != nil {
 		return err
 	}
-	// No header comes before the first event: the newest invoice comes at once if it is
+	// No header comes before the first event: an invoice that there is comes at once if it is
 	// asked for, and shows that the stream stands.
-	var newest struct {
-		Last uint64 `json:"last_index_offset,string"`
-	}
-	if err := g.call(ctx, http.MethodGet, "/v1/invoices?reversed=true&num_max_invoices=1", nil, &newest); err != nil {
+	before, old, err := g.known(ctx)
+	if err != nil {
 		return err
 	}
-	path, old := "/v1/invoices/subscribe?settle_index="+strconv.FormatUint(behind, 10), uint64(0)
+	path := "/v1/invoices/subscribe?settle_index=" + strconv.FormatUint(behind, 10)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	stands := func() bool { return true }
-	if newest.Last > 1 { // behind 0 nothing comes again
-		old = newest.Last
-		path += "&add_index=" + strconv.FormatUint(old-1, 10)
+	if old > 0 {
+		path += "&add_index=" + strconv.FormatUint(before, 10)
 		stands = time.AfterFunc(first, func() { cancel(errors.New("lnd: the stream of invoices does not begin")) }).Stop
 	}
 	resp, err := g.request(ctx, http.MethodGet, path, nil)
@@ -442,7 +323,7 @@ func (g *Gateway) Watch(ctx context.Context, cursor string, f func(payment.Statu
 		}
 		switch v := line.Result; {
 		case line.Error != nil:
-			return line.Error.err(http.StatusOK)
+			return cause(ctx, line.Error.err(http.StatusOK))
 		case v != nil && old > 0 && v.Added == old:
 			old = 0 // if it was settled, it comes again in its turn, or before the cursor
 		case v == nil || v.State != "SETTLED" || v.Keysend || v.Request == "":

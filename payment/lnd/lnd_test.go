@@ -12,6 +12,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"math/big"
 	"net/http"
 	"net/http/httptest"
@@ -78,7 +79,7 @@ func (r *rig) gateway() *Gateway {
 
 func TestGateway(t *testing.T) {
 	r := newRig(t)
-	gatewaytest.Run(t, r.gateway(), r.Node)
+	gatewaytest.Run(t, r.gateway(), r.Node, gatewaytest.Options{})
 	if err := r.gateway().Health(context.Background()); err != nil {
 		t.Error(err)
 	}
@@ -92,24 +93,24 @@ func TestDenied(t *testing.T) {
 	request := payment.Request{Msat: 1000, Description: "x", Expiry: time.Minute}
 	r.write(r.macaroon, []byte("another"))
 	g := r.gateway()
-	if _, _, err := g.Create(ctx, request); !errors.Is(err, ErrDenied) || !errors.Is(err, payment.ErrUnpayable) {
+	if _, err := g.Create(ctx, request); !errors.Is(err, ErrDenied) || !errors.Is(err, payment.ErrUnpayable) {
 		t.Error(err)
 	}
 	r.write(r.macaroon, []byte(hex.EncodeToString(lndtest.Macaroon)+"\n"))
-	if _, _, err := g.Create(ctx, request); err != nil {
+	if _, err := g.Create(ctx, request); err != nil {
 		t.Error(err)
 	}
 	for _, words := range []string{"wallet locked, unlock it to enable full RPC access", "the RPC server is in the process of starting up, but not yet ready to accept calls"} {
 		r.Deny(words)
-		if _, _, err := g.Create(ctx, request); !errors.Is(err, payment.ErrUnpayable) || errors.Is(err, ErrDenied) {
+		if _, err := g.Create(ctx, request); !errors.Is(err, payment.ErrUnpayable) || errors.Is(err, ErrDenied) {
 			t.Error(err)
 		}
 	}
 }
 
-// TestCertificate: another certificate is refused, and said to be; copied again, it is
+// TestS13: nobody between us and the node is believed: another certificate is refused, and said to be; copied again, it is
 // trusted, without a new gateway.
-func TestCertificate(t *testing.T) {
+func TestS13(t *testing.T) {
 	r := newRig(t)
 	g := r.gateway()
 	ctx := context.Background()
@@ -122,9 +123,197 @@ func TestCertificate(t *testing.T) {
 	if err := g.Health(ctx); !errors.Is(err, ErrCertificate) {
 		t.Error(err)
 	}
+	if _, err := New(Config{URL: "http://192.168.1.5:8080", Cert: r.cert, Macaroon: r.macaroon}); err == nil {
+		t.Error("http to another host")
+	}
 	r.write(r.cert, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: right}))
 	if err := g.Health(ctx); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestS14: what cannot be paid is said to be, and why: a node that is locked, starts, is
+// behind the chain, or has no channel that can receive.
+func TestS14(t *testing.T) {
+	r := newRig(t)
+	g := r.gateway()
+	for _, c := range []struct {
+		change func()
+		want   string
+	}{
+		{func() {}, ""},
+		{func() { r.Tell(true, 1) }, ""},
+		{func() { r.Tell(false, 1) }, "not in step with the chain"},
+		{func() { r.Tell(true, 0) }, "inbound liquidity"},
+		{func() { r.State("LOCKED") }, "LOCKED"},
+		{func() { r.State("RPC_ACTIVE") }, "RPC_ACTIVE"},
+		{func() { r.State("SERVER_ACTIVE"); r.Tell(true, 5) }, ""},
+	} {
+		c.change()
+		err := g.Health(t.Context())
+		if c.want == "" && err != nil || c.want != "" && (!errors.Is(err, payment.ErrUnpayable) || !strings.Contains(err.Error(), c.want)) {
+			t.Errorf("%v, want %q", err, c.want)
+		}
+	}
+}
+
+// TestWallet pays by a node: one that it did not know before, one that is on its way, one
+// that failed; what the node refuses is declined, what nobody answers is in doubt.
+func TestWallet(t *testing.T) {
+	r := newRig(t)
+	w, err := NewWallet(WalletConfig{URL: r.server.URL, Cert: r.cert, Macaroon: r.macaroon, Network: bolt11.Regtest})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := r.gateway()
+	pay := func(msat uint64) (payment.Payment, [32]byte) {
+		t.Helper()
+		v, err := g.Create(t.Context(), payment.Request{Msat: 5000, Description: "x", Expiry: time.Minute})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return payment.Payment{Request: v.Request, Msat: msat, MaxFee: 77}, v.Hash
+	}
+	p, hash := pay(5000)
+	proof, err := w.Pay(t.Context(), p)
+	if err != nil || proof.Check(hash) != nil || proof.Fee != 3 {
+		t.Fatalf("%+v, %v", proof, err)
+	}
+	if again, err := w.Pay(t.Context(), p); err != nil || again != proof {
+		t.Errorf("%+v, %v", again, err)
+	}
+	if sent := r.Sent(); len(sent) != 1 || sent[0] != 77 {
+		t.Errorf("fee limits %v", sent)
+	}
+	p, _ = pay(4000)
+	if _, err := w.Pay(t.Context(), p); !errors.Is(err, payment.ErrDeclined) {
+		t.Error(err)
+	}
+	p, hash = pay(5000)
+	r.Fail("FAILURE_REASON_NO_ROUTE")
+	if _, err := w.Pay(t.Context(), p); !errors.Is(err, payment.ErrDeclined) || !strings.Contains(err.Error(), "NO_ROUTE") {
+		t.Error(err)
+	}
+	r.Fail("")
+	if proof, err := w.Pay(t.Context(), p); err != nil || proof.Check(hash) != nil { // it failed before, and is tried again
+		t.Error(err)
+	}
+	p, _ = pay(5000)
+	r.Deny("permission denied")
+	if _, err := w.Pay(t.Context(), p); errors.Is(err, payment.ErrDeclined) || !errors.Is(err, ErrDenied) { // it may have begun before
+		t.Error(err)
+	}
+	r.Deny("wallet locked, unlock it to enable full RPC access")
+	if _, err := w.Pay(t.Context(), p); err == nil || errors.Is(err, payment.ErrDeclined) {
+		t.Error(err)
+	}
+	r.Deny("")
+	r.server.CloseClientConnections()
+	r.server.Close()
+	if _, err := w.Pay(t.Context(), p); err == nil || errors.Is(err, payment.ErrDeclined) {
+		t.Error(err)
+	}
+}
+
+// TestDoubt: what is said of a payment that was begun, by the node that stops or by somebody
+// on the way, does not mean that it was not paid; what the node then knows of it does.
+func TestDoubt(t *testing.T) {
+	for name, c := range map[string]struct {
+		status   int
+		body     string
+		declined bool // when the node knows nothing of it
+	}{
+		"proxy":    {502, "<html>Bad Gateway</html>", true},
+		"too slow": {504, "<html>Gateway Timeout</html>", true},
+		"stops":    {200, `{"error":{"code":2,"message":"routerrpc server shutting down"}}`, true},
+		"refuses":  {500, `{"code":2,"message":"invoice expired"}`, true},
+	} {
+		r := newRig(t)
+		known, sent := false, 0 // to the node
+		r.server.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+			if q.URL.Path == "/v2/router/send" {
+				sent++
+			}
+			switch {
+			case q.URL.Path == "/v2/router/send", strings.HasPrefix(q.URL.Path, "/v2/router/track/") && known:
+				w.WriteHeader(c.status)
+				fmt.Fprintln(w, c.body)
+			default:
+				r.Node.ServeHTTP(w, q)
+			}
+		})
+		w, err := NewWallet(WalletConfig{URL: r.server.URL, Cert: r.cert, Macaroon: r.macaroon, Network: bolt11.Regtest})
+		if err != nil {
+			t.Fatal(err)
+		}
+		v, err := r.gateway().Create(t.Context(), payment.Request{Msat: 5000, Description: "x", Expiry: time.Minute})
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := payment.Payment{Request: v.Request, Msat: 5000}
+		if _, err := w.Pay(t.Context(), p); errors.Is(err, payment.ErrDeclined) != c.declined {
+			t.Errorf("%s: %v", name, err)
+		}
+		known = true // the node does not answer to who asks what became of it
+		if _, err := w.Pay(t.Context(), p); err == nil || errors.Is(err, payment.ErrDeclined) || sent != 1 {
+			t.Errorf("%s: %v, sent %d times", name, err, sent)
+		}
+	}
+	// One that is on its way when nobody waits any more is not declined.
+	r := newRig(t)
+	r.server.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+		if q.URL.Path == "/v2/router/send" {
+			io.Copy(io.Discard, q.Body) //nolint:errcheck // else nobody notices that it hung up
+			<-q.Context().Done()
+			return
+		}
+		r.Node.ServeHTTP(w, q)
+	})
+	w, err := NewWallet(WalletConfig{URL: r.server.URL, Cert: r.cert, Macaroon: r.macaroon, Network: bolt11.Regtest})
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := r.gateway().Create(t.Context(), payment.Request{Msat: 5000, Description: "x", Expiry: time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if _, err := w.Pay(ctx, payment.Payment{Request: v.Request, Msat: 5000}); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, payment.ErrDeclined) {
+		t.Error(err)
+	}
+}
+
+// TestRedirection: the macaroon does not go elsewhere.
+func TestRedirection(t *testing.T) {
+	heard := make(chan string, 10)
+	other := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, q *http.Request) { heard <- q.Header.Get("Grpc-Metadata-macaroon") }))
+	defer other.Close()
+	r := newRig(t)
+	r.server.Config.Handler = http.RedirectHandler(other.URL, http.StatusFound)
+	if _, err := r.gateway().Lookup(t.Context(), [32]byte{1}, ""); err == nil || len(heard) > 0 {
+		t.Error(err, len(heard))
+	}
+}
+
+// TestQuietShop: the newest invoices have ended, and never come again: watching does not wait
+// for them.
+func TestQuietShop(t *testing.T) {
+	r := newRig(t)
+	g := r.gateway()
+	for i := range 5 {
+		v, err := g.Create(t.Context(), payment.Request{Msat: 1000, Description: "x", Expiry: time.Minute})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i > 2 {
+			if err := r.Cancel(v.Hash); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if before, number, err := g.known(t.Context()); before != 2 || number != 3 || err != nil {
+		t.Error(before, number, err)
 	}
 }
 
@@ -136,11 +325,11 @@ func TestCursor(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	pay := func() [32]byte {
-		v, text, err := g.Create(ctx, payment.Request{Msat: 1000, Description: "x", Expiry: time.Minute})
+		v, err := g.Create(ctx, payment.Request{Msat: 1000, Description: "x", Expiry: time.Minute})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := r.Pay(text, 0); err != nil {
+		if _, err := r.Pay(v.Request, 0); err != nil {
 			t.Fatal(err)
 		}
 		return v.Hash
@@ -232,7 +421,7 @@ func TestNew(t *testing.T) {
 	}
 	g := r.gateway()
 	g.cfg.Network = bolt11.Bitcoin
-	if _, _, err := g.Create(context.Background(), payment.Request{Msat: 1000, Expiry: time.Minute}); !errors.Is(err, payment.ErrUnpayable) {
+	if _, err := g.Create(context.Background(), payment.Request{Msat: 1000, Expiry: time.Minute}); !errors.Is(err, payment.ErrUnpayable) {
 		t.Error("an invoice of another network:", err)
 	}
 }

@@ -1,4 +1,4 @@
-// Package bucket has token buckets: one, and those of networks, in bounded memory.
+// Package bucket has token buckets: one, and those by key, in bounded memory.
 //
 // Nothing in it is safe for concurrent use.
 package bucket
@@ -40,39 +40,48 @@ func Take(now time.Time, all ...*Bucket) bool {
 	return ok
 }
 
-// maxNetworks bounds how many networks are remembered.
-const maxNetworks = 1024
+// TakeN takes n tokens, if there is one: the bucket may owe some then.
+func (b *Bucket) TakeN(now time.Time, n float64) bool {
+	if !b.fill(now) {
+		return false
+	}
+	b.tokens -= n
+	return true
+}
 
-// Networks are buckets of networks: of the 1024 that were seen last, or that are not
-// full. They are for use beside a common bucket, which bounds what a new network may
-// cost.
-type Networks struct {
+// maxKeys bounds how many keys are remembered.
+const maxKeys = 1024
+
+// Keyed are buckets by key: of networks, or of buyers: of the 1024 that were seen last,
+// or that are not full. They are for use beside a common bucket, which bounds what a new
+// key may cost.
+type Keyed[K comparable] struct {
 	rate, burst float64
-	all         map[netip.Prefix]*Bucket
+	all         map[K]*Bucket
 	swept       time.Time
 }
 
-// NewNetworks returns buckets that are full at first.
-func NewNetworks(rate, burst float64) *Networks {
-	return &Networks{rate: rate, burst: burst, all: map[netip.Prefix]*Bucket{}}
+// NewKeyed returns buckets that are full at first.
+func NewKeyed[K comparable](rate, burst float64) *Keyed[K] {
+	return &Keyed[K]{rate: rate, burst: burst, all: map[K]*Bucket{}}
 }
 
-// Get returns the bucket of p.
-func (s *Networks) Get(p netip.Prefix, now time.Time) *Bucket {
-	b := s.all[p]
+// Get returns the bucket of a key.
+func (s *Keyed[K]) Get(key K, now time.Time) *Bucket {
+	b := s.all[key]
 	if b == nil {
-		if len(s.all) >= maxNetworks {
+		if len(s.all) >= maxKeys {
 			s.forget(now)
 		}
 		b = New(s.rate, s.burst, now)
-		s.all[p] = b
+		s.all[key] = b
 	}
 	return b
 }
 
 // forget makes place: of those that are full again after so much time, at most
 // once a second, or of an arbitrary one: the common bucket still holds.
-func (s *Networks) forget(now time.Time) {
+func (s *Keyed[K]) forget(now time.Time) {
 	sweep := now.Sub(s.swept).Abs() >= time.Second
 	if sweep {
 		s.swept = now
@@ -87,7 +96,7 @@ func (s *Networks) forget(now time.Time) {
 		}
 	}
 	for p := range s.all {
-		if len(s.all) < maxNetworks {
+		if len(s.all) < maxKeys {
 			return
 		}
 		delete(s.all, p)

@@ -46,7 +46,7 @@ func TestTake(t *testing.T) {
 // TestNetworks: memory is bounded, and a network that is busy keeps its bucket.
 func TestNetworks(t *testing.T) {
 	now := time.Unix(1e9, 0)
-	s := NewNetworks(1, 3)
+	s := NewKeyed[netip.Prefix](1, 3)
 	for i := range 100_000 {
 		p := netip.MustParsePrefix(fmt.Sprintf("%d.%d.%d.0/24", 1+i>>16, i>>8&255, i&255))
 		if !Take(now, s.Get(p, now)) {
@@ -54,7 +54,7 @@ func TestNetworks(t *testing.T) {
 		}
 		now = now.Add(time.Millisecond)
 	}
-	if len(s.all) > maxNetworks {
+	if len(s.all) > maxKeys {
 		t.Errorf("%d networks are remembered", len(s.all))
 	}
 	for addr, want := range map[string]string{"192.0.2.77:5": "192.0.2.0/24", "[2001:db8:1:2ff::1]:5": "2001:db8:1:200::/56", "[::ffff:192.0.2.1]:9": "192.0.2.0/24"} {

@@ -231,7 +231,7 @@ func TestMessages(t *testing.T) {
 	accept := NewAcceptTerms("be kind", public(key(1)), key(2))
 	burned := Burned{jcs.Hex32{1}, jcs.Hex32{2}, jcs.Hex32{3}}
 	for _, err := range []error{
-		s.SellerID([32]byte{6}), s.Card([]byte(`{"a":1}`)), s.Terms("be kind"), s.OneTimeFeed(feed), s.Valid(valid), s.Invalid(Invalid{"no", CodeTerms}),
+		s.SellerID([32]byte{6}), s.Card([]byte(`{"a":1}`)), s.Terms("be kind"), s.OneTimeFeed(feed), s.Valid(valid), s.Invalid(Invalid{"no", CodeTerms, ""}),
 		s.Invoice(invoice), s.FoundTime(FoundTime{1, 2}), s.Burned(burned), s.UserMessage(note),
 		y.AcceptTerms(accept), y.InvoiceRequest(InvoiceRequest{ID: 1, Units: "3"}), y.Receipt(Receipt{invoice, jcs.Hex32{9}}), y.FindTime(FindTime{1, "2026-01-01T00:00:00Z"}),
 		y.UserMessage(note),
@@ -241,7 +241,7 @@ func TestMessages(t *testing.T) {
 		}
 	}
 	want := []any{
-		Handshake{Version: 2, Agent: "seller"}, [32]byte{6}, `card {"a":1}`, "terms be kind", feed, valid, Invalid{"no", CodeTerms}, invoice, FoundTime{1, 2}, burned, note,
+		Handshake{Version: 2, Agent: "seller"}, [32]byte{6}, `card {"a":1}`, "terms be kind", feed, valid, Invalid{"no", CodeTerms, ""}, invoice, FoundTime{1, 2}, burned, note,
 	}
 	if got := buys.wait(len(want)); !reflect.DeepEqual(got, want) {
 		t.Errorf("the buyer heard\n%+v\nnot\n%+v", got, want)

@@ -130,6 +130,8 @@ const (
 type Invalid struct {
 	Error string `json:"error"`
 	Code  string `json:"code"`
+	// PaidMsat is as in [Valid], where something must be paid.
+	PaidMsat string `json:"paidMsat,omitempty"`
 }
 
 // UserMessage is a message of the application.

@@ -17,6 +17,15 @@ func (h *Hex32) UnmarshalText(b []byte) error { return decodeHex(h[:], b) }
 // Same tells whether both are nil, or the same bytes.
 func (h *Hex32) Same(o *Hex32) bool { return h == o || h != nil && o != nil && *h == *o }
 
+// Hex33 is 33 bytes that are hex in JSON: a compressed public key of secp256k1.
+type Hex33 [33]byte
+
+// MarshalText implements [encoding.TextMarshaler].
+func (h Hex33) MarshalText() ([]byte, error) { return hex.AppendEncode(nil, h[:]), nil }
+
+// UnmarshalText implements [encoding.TextUnmarshaler].
+func (h *Hex33) UnmarshalText(b []byte) error { return decodeHex(h[:], b) }
+
 // Hex64 is 64 bytes that are hex in JSON.
 type Hex64 [64]byte
 

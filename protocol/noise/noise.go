@@ -153,5 +153,13 @@ func (h *Handshake) split(a, b *flynn.CipherState) error {
 	return nil
 }
 
+// Remote returns the other side's static key, once it was read: in the first message of IK.
+// Until the handshake is over that may be a copy of an old message.
+func (h *Handshake) Remote() (key [KeySize]byte, ok bool) {
+	b := h.state.PeerStatic()
+	copy(key[:], b)
+	return key, len(b) == KeySize
+}
+
 // Result returns the outcome, nil while messages are missing.
 func (h *Handshake) Result() *Result { return h.done }

@@ -86,6 +86,8 @@ type BuyerConfig struct {
 	// Store keeps the tail; nil keeps none.
 	Store Store
 	Sink  Sink
+	// Witness is told what signs the blocks; nil is not.
+	Witness Witness
 	// InFlight is how many bytes may be asked for and not delivered, about;
 	// 0 is 2 MiB.
 	InFlight int
@@ -104,6 +106,7 @@ type Buyer struct {
 	begun bool          // walk was begun: From is known
 	part  int           // bytes in the newest part of the tail
 	gap   bool          // the next block does not follow the tail
+	seen  bool          // the witness has blocks without an end
 	left  []merkle.Node // roots of the log before the block that is delivered
 	moved chan struct{} // closed when head or session change
 	up    *upstream     // the session, nil while there is none
@@ -331,6 +334,7 @@ func (b *Buyer) deliver(value []byte, nodes []merkle.Node) error {
 	i := b.walk.Next()
 	var known bool
 	b.left, known = b.walk.Left(b.left[:0])
+	right := b.walk.Right(nil)
 	if err := b.walk.Verify(value, nodes); err != nil {
 		return err
 	}
@@ -338,11 +342,15 @@ func (b *Buyer) deliver(value []byte, nodes []merkle.Node) error {
 		// It was not delivered: it is due again.
 		b.walk.Reset(i, b.k.Head.Length, b.k.Roots)
 		b.walk.Trust(b.left)
+		b.walk.Trust(right)
 		b.gap = b.gap || !known
 		return fmt.Errorf("block %d: %w", i, err)
 	}
 	b.got.Blocks++
 	b.got.Bytes += uint64(len(value))
+	if err := b.testify(i, value, b.left, known, nodes); err != nil {
+		return fmt.Errorf("block %d: %w", i, err)
+	}
 	if b.cfg.Store == nil {
 		return nil
 	}
@@ -355,6 +363,10 @@ func (b *Buyer) deliver(value []byte, nodes []merkle.Node) error {
 
 // skip goes on behind blocks that are not to be had. mu is held.
 func (b *Buyer) skip(to uint64) error {
+	if err := b.conclude(); err != nil {
+		return err
+	}
+	b.seen = false
 	if err := b.cfg.Sink.Gap(b.walk.Next(), to); err != nil {
 		return err
 	}

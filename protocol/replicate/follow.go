@@ -124,6 +124,10 @@ func (u *upstream) followed() error {
 	u.fork = nil
 	cursor := b.walk.Next()
 	at := min(cursor, max(f.common, b.k.From)) // what was not wanted is not replaced
+	if err := b.conclude(); err != nil {       // what was had is signed by the old head
+		return err
+	}
+	b.seen = false
 	if b.begun && cursor > b.k.From && (at < cursor || f.fork > b.k.Head.Fork) {
 		if err := b.cfg.Sink.Fork(f.fork, at); err != nil {
 			return err

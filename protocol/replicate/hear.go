@@ -146,8 +146,11 @@ func (s *Seller) tellAll() {
 	now := time.Now()
 	b := s.bounds()
 	s.greeted, s.changed = true, false
+	if s.cfg.Greeted != nil {
+		s.cfg.Greeted(s.remote.Length)
+	}
 	s.told = b
-	s.nextTell, s.greetedAt = now.Add(s.up.interval()), now
+	s.nextTell, s.greetedAt = now, now // what comes first is not held back: somebody may just have paid
 	s.sendSync()
 	if s.behind() {
 		// On its way to a higher fork a stock buyer asks for hashes of what

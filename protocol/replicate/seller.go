@@ -76,6 +76,9 @@ type SellerConfig struct {
 	// Ended, if not nil, is called once when the session ends, except by
 	// Revoke: with ErrTooOld if the buyer needs a new feed.
 	Ended func(error)
+	// Greeted, if not nil, is called with how many blocks the peer has, as far as it
+	// showed, before it is served. It must not wait, nor call the seller.
+	Greeted func(length uint64)
 	// Log receives what happens; nil discards.
 	Log *slog.Logger
 }

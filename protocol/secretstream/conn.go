@@ -50,6 +50,9 @@ type Config struct {
 	Static ed25519.PrivateKey
 	// Remote, if not zero, is the key that the other side must prove to have.
 	Remote [32]byte
+	// Keys, if not nil, is the outcome of a handshake that took place elsewhere: there is
+	// none here then, and Pattern means nothing.
+	Keys *noise.Result
 	// MaxMessage limits what is read, in bytes; 0 is 64 KiB. See
 	// [Conn.SetMaxMessage].
 	MaxMessage int
@@ -95,6 +98,8 @@ type Conn struct {
 	initiator bool
 	keys      noise.Result
 
+	follow follower // raw, if it wants to know what was authentic
+
 	in  reader // owned by the goroutine that reads
 	rx  *state // nil until the header came; like in
 	max atomic.Int64
@@ -130,6 +135,7 @@ func open(ctx context.Context, raw net.Conn, cfg Config, initiator bool) (*Conn,
 		deadline = d
 	}
 	c := &Conn{raw: raw, cfg: cfg, initiator: initiator, closed: make(chan struct{}), begun: time.Now()}
+	c.follow, _ = raw.(follower)
 	err := raw.SetDeadline(deadline)
 	stop := context.AfterFunc(ctx, func() { raw.SetDeadline(time.Unix(1, 0)) })
 	if err == nil {
@@ -163,6 +169,10 @@ func open(ctx context.Context, raw net.Conn, cfg Config, initiator bool) (*Conn,
 const maxHandshake = 256
 
 func (c *Conn) handshake() error {
+	if c.cfg.Keys != nil {
+		c.keys = *c.cfg.Keys
+		return c.begin(nil)
+	}
 	h, err := noise.New(noise.Config{
 		Pattern: c.cfg.Pattern, Initiator: c.initiator, Static: c.cfg.Static, Remote: c.cfg.Remote, Rand: c.cfg.Rand,
 	})
@@ -194,6 +204,11 @@ func (c *Conn) handshake() error {
 		out = nil
 	}
 	c.keys = *h.Result()
+	return c.begin(out)
+}
+
+// begin sends the header, behind what is left of the handshake.
+func (c *Conn) begin(out []byte) (err error) {
 	if c.cfg.Remote != [32]byte{} && c.keys.Remote != c.cfg.Remote {
 		return fmt.Errorf("%w: %x", ErrIdentity, c.keys.Remote)
 	}
@@ -306,6 +321,9 @@ func (c *Conn) read() ([]byte, error) {
 	if err == nil && !ok {
 		err = ErrAuth
 	}
+	if err == nil && c.follow != nil {
+		c.follow.Authenticated(c.in.taken)
+	}
 	return m, err
 }
 
@@ -401,12 +419,8 @@ func (c *Conn) writeAll(b []byte) error {
 func (c *Conn) keepAlive() {
 	quiet := time.Since(c.begun) - time.Duration(c.last.Load())
 	if quiet >= c.cfg.KeepAlive {
-		if c.wmu.TryLock() { // else something is being written
-			err := c.write(nil)
-			c.wmu.Unlock()
-			if err != nil {
-				return
-			}
+		if c.Touch() != nil {
+			return
 		}
 		quiet = 0
 	}
@@ -415,6 +429,16 @@ func (c *Conn) keepAlive() {
 	default:
 		c.timer.Reset(c.cfg.KeepAlive - quiet)
 	}
+}
+
+// Touch sends an empty message, by which the other side hears of this one, unless something
+// is being written anyway.
+func (c *Conn) Touch() error {
+	if !c.wmu.TryLock() {
+		return nil
+	}
+	defer c.wmu.Unlock()
+	return c.write(nil)
 }
 
 // ErrClosed says that the connection was closed by this side.
@@ -449,6 +473,10 @@ func (c *Conn) closeWith(err error) {
 		c.raw.Close()
 	})
 }
+
+// A follower is a transport that wants to know that the first n bytes that were read of it
+// are from the other side: by that it knows where that is.
+type follower interface{ Authenticated(n int64) }
 
 // A Transport is a [net.Conn] that knows what the other side has not yet
 // acknowledged. TCP connections need not implement it on Linux.

@@ -93,8 +93,8 @@ func Listen(ln net.Listener, cfg ListenConfig) *Listener {
 	}
 	l := &Listener{ln: ln, cfg: cfg, ready: make(chan *Conn)}
 	l.admission = admission{
-		cfg: &l.cfg, networks: bucket.NewNetworks(cfg.NetworkPerSecond, cfg.NetworkBurst),
-		regions: bucket.NewNetworks(cfg.PerSecond/2, cfg.Burst/2),
+		cfg: &l.cfg, networks: bucket.NewKeyed[netip.Prefix](cfg.NetworkPerSecond, cfg.NetworkBurst),
+		regions: bucket.NewKeyed[netip.Prefix](cfg.PerSecond/2, cfg.Burst/2),
 		favored: map[netip.Prefix]time.Time{},
 	}
 	l.ctx, l.cancel = context.WithCancel(context.Background())
@@ -252,8 +252,8 @@ type admission struct {
 	cfg      *ListenConfig
 	common   *bucket.Bucket
 	known    *bucket.Bucket // in the place of common, for those in favor
-	networks *bucket.Networks
-	regions  *bucket.Networks
+	networks *bucket.Keyed[netip.Prefix]
+	regions  *bucket.Keyed[netip.Prefix]
 	favored  map[netip.Prefix]time.Time // until when
 }
 

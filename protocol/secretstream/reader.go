@@ -27,6 +27,7 @@ type reader struct {
 	large      *[largeBuffer]byte // borrowed, or nil
 	buf        []byte             // small, large, or one for a frame that fits neither
 	start, end int                // buf[start:end] was read and not yet taken
+	taken      int64              // bytes of frames, since the beginning
 	frame      int                // where the frame that was taken last begins
 }
 
@@ -51,6 +52,7 @@ func (r *reader) next(src io.Reader, limit int) ([]byte, error) {
 	}
 	r.frame = r.start + 3
 	r.start += 3 + n
+	r.taken += int64(3 + n)
 	return r.buf[r.frame:r.start], nil
 }
 

@@ -60,6 +60,26 @@ func Open(name string, maxSize int64, readOnly bool) (db *DB, err error) {
 	return db, err
 }
 
+// Aside puts a database file that is damaged aside, and returns its new name; "" if it can
+// be opened, or is not there.
+func Aside(name string, maxSize int64) (kept string, err error) {
+	if _, err := os.Stat(name); errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	d, err := Open(name, maxSize, false)
+	if err == nil {
+		return "", d.Close()
+	}
+	if !errors.Is(err, durable.ErrCorrupt) {
+		return "", err
+	}
+	kept = fmt.Sprintf("%s.damaged-%d", name, time.Now().Unix())
+	if err := os.Rename(name, kept); err != nil {
+		return "", err
+	}
+	return kept, durable.OS().SyncDir(filepath.Dir(name))
+}
+
 // lockTimeout is how long another process is waited for: who only reads is soon
 // done, who writes stays.
 func lockTimeout(readOnly bool) time.Duration {

@@ -5,6 +5,7 @@ package lndtest
 
 import (
 	"context"
+	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"dazaar-edge/payment"
+	"dazaar-edge/payment/bolt11"
 	"dazaar-edge/payment/devnet"
 	"dazaar-edge/storage/durable"
 )
@@ -31,12 +33,17 @@ type Node struct {
 	list [][32]byte // invoices, by their numbers from 1; guarded by mu, like all below
 	text map[[32]byte]string
 	deny string
+	info map[string]any // by path; nil denies it
+	// What it paid: fee limits, and payments by hash.
+	state, reason string
+	sent          []uint64
+	paid          map[[32]byte]outgoing
 }
 
 // New returns a node that keeps what it has in a directory.
 func New(dir string) (*Node, error) {
 	n, err := devnet.Open(durable.OS(), dir)
-	return &Node{Node: n, text: map[[32]byte]string{}}, err
+	return &Node{Node: n, text: map[[32]byte]string{}, state: "SERVER_ACTIVE", paid: map[[32]byte]outgoing{}}, err
 }
 
 // Deny has it say this instead of an answer; "" answers again.
@@ -46,6 +53,95 @@ func (n *Node) Deny(words string) {
 	n.deny = words
 }
 
+// Tell has it answer to who asks how it is: whether it is in step with the chain, and how
+// many msat it can receive.
+func (n *Node) Tell(synced bool, remote uint64) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.info = map[string]any{
+		"/v1/getinfo":          map[string]any{"synced_to_chain": synced},
+		"/v1/balance/channels": map[string]any{"remote_balance": map[string]string{"sat": fmt.Sprint(remote / 1000), "msat": fmt.Sprint(remote)}},
+	}
+}
+
+// State has it be in this state.
+func (n *Node) State(state string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.state = state
+}
+
+// Fail has payments fail for a reason; "" has them succeed.
+func (n *Node) Fail(reason string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.reason = reason
+}
+
+// Sent returns the fee limits of the payments that were asked for.
+func (n *Node) Sent() []uint64 {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.sent
+}
+
+// outgoing is a payment as lnd describes it.
+type outgoing struct {
+	Status   string `json:"status"`
+	Reason   string `json:"failure_reason"`
+	Preimage string `json:"payment_preimage"`
+	Fee      string `json:"fee_msat"`
+}
+
+// send pays an invoice of this node.
+func (n *Node) send(r *http.Request) (status int, answer any) {
+	var in struct {
+		Request string `json:"payment_request"`
+		MaxFee  uint64 `json:"fee_limit_msat,string"`
+	}
+	refuse := func(status, code int, text string) (int, any) {
+		return status, map[string]any{"error": map[string]any{"code": code, "message": text}}
+	}
+	if err := json.NewDecoder(r.Body).Decode(&in); err != nil {
+		return refuse(400, 3, err.Error())
+	}
+	v, err := bolt11.Parse(in.Request)
+	if err != nil {
+		return refuse(500, 2, err.Error())
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.paid[v.Hash].Status == "SUCCEEDED" {
+		return refuse(409, 6, "invoice is already paid")
+	}
+	n.sent = append(n.sent, in.MaxFee)
+	out := outgoing{Status: "FAILED", Reason: n.reason, Preimage: hex.EncodeToString(make([]byte, 32)), Fee: "0"}
+	if n.reason == "" {
+		preimage, err := n.Node.Pay(in.Request, 0)
+		if err != nil {
+			return refuse(500, 2, err.Error())
+		}
+		out = outgoing{Status: "SUCCEEDED", Preimage: hex.EncodeToString(preimage[:]), Fee: "3"}
+	}
+	n.paid[v.Hash] = out
+	return 200, map[string]any{"result": out}
+}
+
+// track says how a payment stands.
+func (n *Node) track(text string) (status int, answer any) {
+	hash, err := base64.URLEncoding.DecodeString(text)
+	if err != nil || len(hash) != 32 {
+		return 400, map[string]any{"code": 3, "message": "bad hash"}
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	out, ok := n.paid[[32]byte(hash)]
+	if !ok {
+		return 404, map[string]any{"error": map[string]any{"code": 5, "message": "payment isn't initiated"}}
+	}
+	return 200, map[string]any{"result": out}
+}
+
 // ServeHTTP implements http.Handler.
 func (n *Node) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	say := func(status int, v any) {
@@ -53,11 +149,11 @@ func (n *Node) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		json.NewEncoder(w).Encode(v) //nolint:errcheck // it hung up
 	}
 	n.mu.Lock()
-	deny := n.deny
+	deny, info, state := n.deny, n.info, n.state
 	n.mu.Unlock()
 	switch {
 	case r.URL.Path == "/v1/state":
-		say(200, map[string]string{"state": "SERVER_ACTIVE"})
+		say(200, map[string]string{"state": state})
 		return
 	case r.Header.Get("Grpc-Metadata-macaroon") != hex.EncodeToString(Macaroon):
 		say(500, map[string]any{"code": 2, "message": "permission denied", "details": []any{}})
@@ -77,21 +173,28 @@ func (n *Node) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			say(400, map[string]any{"code": 3, "message": err.Error()})
 			return
 		}
-		v, text, err := n.Create(r.Context(), payment.Request{Msat: in.Msat, Description: in.Memo, Expiry: time.Duration(in.Expiry) * time.Second})
+		v, err := n.Create(r.Context(), payment.Request{Msat: in.Msat, Description: in.Memo, Expiry: time.Duration(in.Expiry) * time.Second})
 		if err != nil {
 			say(500, map[string]any{"code": 2, "message": err.Error()})
 			return
 		}
 		n.mu.Lock()
-		n.list, n.text[v.Hash] = append(n.list, v.Hash), text
+		n.list, n.text[v.Hash] = append(n.list, v.Hash), v.Request
 		number := len(n.list)
 		n.mu.Unlock()
-		say(200, map[string]any{"r_hash": v.Hash[:], "payment_request": text, "add_index": fmt.Sprint(number), "payment_addr": v.Secret[:]})
+		say(200, map[string]any{"r_hash": v.Hash[:], "payment_request": v.Request, "add_index": fmt.Sprint(number), "payment_addr": v.Secret[:]})
 	case path == "/v1/invoices":
 		n.mu.Lock()
-		number := len(n.list)
+		list := n.list
 		n.mu.Unlock()
-		say(200, map[string]any{"invoices": []any{}, "first_index_offset": "0", "last_index_offset": fmt.Sprint(number)})
+		most, _ := strconv.Atoi(r.FormValue("num_max_invoices"))
+		all := []any{}
+		for _, hash := range list[max(0, len(list)-most):] {
+			if v, err := n.invoice(hash); err == nil {
+				all = append(all, v)
+			}
+		}
+		say(200, map[string]any{"invoices": all, "first_index_offset": "0", "last_index_offset": fmt.Sprint(len(list))})
 	case path == "/v1/invoices/subscribe":
 		n.subscribe(w, r)
 	case strings.HasPrefix(path, "/v1/invoice/"):
@@ -106,6 +209,16 @@ func (n *Node) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		say(200, v)
+	case path == "/v2/router/send":
+		say(n.send(r))
+	case strings.HasPrefix(path, "/v2/router/track/"):
+		say(n.track(strings.TrimPrefix(path, "/v2/router/track/")))
+	case path == "/v1/getinfo", path == "/v1/balance/channels":
+		if info == nil {
+			say(500, map[string]any{"code": 2, "message": "permission denied"})
+			return
+		}
+		say(200, info[path])
 	default:
 		say(404, map[string]any{"code": 5, "message": "Not Found"})
 	}
@@ -113,7 +226,7 @@ func (n *Node) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // invoice returns one as lnd describes it.
 func (n *Node) invoice(hash [32]byte) (map[string]any, error) {
-	st, err := n.Lookup(context.Background(), hash)
+	st, err := n.Lookup(context.Background(), hash, "")
 	if err != nil {
 		return nil, err
 	}
@@ -171,6 +284,9 @@ func (n *Node) subscribe(w http.ResponseWriter, r *http.Request) {
 	n.mu.Unlock()
 	if added, _ := strconv.Atoi(r.FormValue("add_index")); added > 0 {
 		for _, hash := range list[min(added, len(list)):] {
+			if st, err := n.Lookup(r.Context(), hash, ""); err != nil || st.State == payment.Canceled || st.State == payment.Accepted {
+				continue // as lnd does
+			}
 			if send(hash) != nil {
 				return
 			}

@@ -1,0 +1,46 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"dazaar-edge/cmd/edge/reach"
+	"dazaar-edge/configs"
+	"dazaar-edge/protocol/relay"
+)
+
+func relayCommand(p *program, ctx context.Context, args []string) error {
+	f := p.flags("relay", "[--key FILE] [--listen :49737] [--rate 10Mbit/s] [--pair-rate 1Mbit/s] [--pairs N] [--time 24h]")
+	key := f.String("key", "relay.key", "file with the relay's key; it is made if it is not there")
+	listen := f.String("listen", ":49737", "UDP address, which anybody can send to")
+	public := f.String("public", "", "ADDRESS:PORT where the relay is reached, if the network shall not find that out")
+	bootstrap := f.String("bootstrap", "", "nodes of the network to begin with, HOST:PORT with commas between them (default: the public network)")
+	rate := f.String("rate", "none", "how much is passed on in all")
+	pairRate := f.String("pair-rate", "none", "how much between two peers")
+	pairs := f.Int("pairs", 256, "between how many pairs of peers at once")
+	lasts := f.Duration("time", 0, "for how long between two peers (0: as long as they like)")
+	every := f.Duration("every", time.Minute, "how often to print what it does")
+	if _, err := p.parse(f, args, 0); err != nil {
+		return err
+	}
+	cfg := reach.RelayConfig{
+		KeyFile: *key, Listen: *listen, Public: *public, Every: *every, Limits: relay.ServerConfig{Pairs: *pairs, Time: *lasts},
+		Bootstrap: strings.FieldsFunc(*bootstrap, func(r rune) bool { return r == ',' }), Log: slog.New(slog.NewTextHandler(p.stderr, nil)),
+	}
+	var err error
+	if cfg.Limits.Rate, err = configs.ParseRate(*rate); err == nil {
+		cfg.Limits.PairRate, err = configs.ParseRate(*pairRate)
+	}
+	switch {
+	case err != nil:
+		return p.usage(f.Usage, "%v", err)
+	case slices.ContainsFunc(cfg.Bootstrap, configs.BadNode):
+		return p.usage(f.Usage, "--bootstrap %q: HOST:PORT, or several with commas between them", *bootstrap)
+	case *pairs < 1 || *lasts < 0 || *every <= 0:
+		return p.usage(f.Usage, "--pairs, --time and --every must be more than nothing")
+	}
+	return reach.Relay(ctx, cfg, p.stdout)
+}

@@ -1,0 +1,233 @@
+package dht
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"dazaar-edge/protocol/dht/packet"
+	"dazaar-edge/protocol/dht/rpc"
+)
+
+// Times of announcing.
+const (
+	// announceEvery is how often a key is announced anew: nodes keep it 13 minutes at least.
+	announceEvery = 9 * time.Minute
+	// announceSoon is when it is tried again after it failed, at first, and announceLate at
+	// last.
+	announceSoon = time.Second
+	announceLate = time.Minute
+	// For announceEager it is tried again every announceNext at most, as what is gone now may
+	// be back soon.
+	announceEager = 10 * time.Minute
+	announceNext  = 3 * time.Second
+	// suspectEvery is how often it is looked whether buyers answer.
+	suspectEvery = time.Second
+	// pingLeast and pingMost bound how often the relays hear of us, so that routers leave
+	// the way open: as often as the one before us needs.
+	pingLeast = 3 * time.Second
+	pingMost  = 25 * time.Second
+	pingFirst = 10 * time.Second
+	pingTries = 3
+	closeTime = 2 * time.Second
+)
+
+// announce keeps the key announced until the listener is closed.
+func (l *Listener) announce() {
+	wait := announceSoon
+	good := time.Now()
+	for {
+		err := l.announceOnce(l.ctx)
+		l.mu.Lock()
+		l.state.Err = err
+		if err == nil {
+			l.state.At = time.Now()
+		}
+		l.mu.Unlock()
+		if err == nil {
+			wait = announceSoon
+			l.stay()
+			good = time.Now()
+		} else {
+			l.n.log.Debug("dht: a key is not announced", "error", err, "again", wait)
+			select {
+			case <-time.After(wait):
+			case <-l.again:
+			case <-l.ctx.Done():
+			}
+			if wait = min(2*wait, announceLate); time.Since(good) < announceEager {
+				wait = min(wait, announceNext)
+			}
+		}
+		if l.ctx.Err() != nil {
+			return
+		}
+	}
+}
+
+// announceOnce announces the key at the nodes that are closest to it.
+func (l *Listener) announceOnce(ctx context.Context) error {
+	n := l.n
+	nodes, err := n.rpc.Query(ctx, rpc.Query{Target: l.target, Command: packet.FindPeer, Seeds: l.relayAddrs()})
+	if err != nil {
+		return err
+	}
+	// Those that are closest and answer; others follow where one does not.
+	var relays []packet.Relays
+	for len(nodes) > 0 && len(relays) < packet.MaxRelays {
+		k := min(packet.MaxRelays-len(relays), len(nodes))
+		some := nodes[:k]
+		nodes = nodes[k:]
+		answers := n.writeTo(ctx, some, l.target, packet.Announce, func(r *rpc.Reply) []byte {
+			a := packet.Announcement{Peer: packet.Peer{PublicKey: l.public}}
+			a.Sign(l.cfg.Key, false, l.target, r.Node, r.Token)
+			return a.Append(nil)
+		})
+		for i, a := range answers {
+			if a != nil && a.Error == 0 {
+				relays = append(relays, packet.Relays{Relay: some[i].From, Peer: a.To})
+			}
+		}
+	}
+	if len(relays) == 0 {
+		return rpc.ErrTimeout
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.relays = relays
+	return nil
+}
+
+// stay pings the relays until the key must be announced again: because it is time, because
+// a relay is gone, or because our address is another one.
+func (l *Listener) stay() {
+	n := l.n
+	end := time.NewTimer(announceEvery)
+	defer end.Stop()
+	every := n.pingEvery()
+	t := time.NewTimer(every)
+	defer t.Stop()
+	look := time.NewTicker(suspectEvery)
+	defer look.Stop()
+	for {
+		suspicious := false
+		select {
+		case <-end.C:
+			return
+		case <-l.again:
+			return
+		case <-l.ctx.Done():
+			return
+		case <-look.C:
+			if suspicious = l.suspect(); !suspicious {
+				continue
+			}
+		case <-t.C:
+		}
+		l.mu.Lock()
+		relays := slices.Clone(l.relays)
+		l.mu.Unlock()
+		var wg sync.WaitGroup
+		var mu sync.Mutex
+		alive, moved := 0, false
+		for _, r := range relays {
+			wg.Go(func() {
+				reply, err := n.rpc.Ask(l.ctx, rpc.Ask{To: r.Relay, Internal: true, Command: packet.Ping, Tries: pingTries})
+				mu.Lock()
+				defer mu.Unlock()
+				if err == nil {
+					alive++
+					moved = moved || reply.To != r.Peer
+				}
+			})
+		}
+		wg.Wait()
+		if l.ctx.Err() != nil {
+			return
+		}
+		if moved {
+			n.pinged(every, false)
+			return // relays forward to where we are no longer
+		}
+		if alive < len(relays) {
+			return
+		}
+		if suspicious {
+			continue
+		}
+		n.pinged(every, true)
+		every = n.pingEvery()
+		t.Reset(every)
+	}
+}
+
+// pingEvery returns how often relays are pinged.
+func (n *Node) pingEvery() time.Duration {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.every == 0 {
+		n.every = pingFirst
+	}
+	return n.every
+}
+
+// pinged notes whether the way was still open after so much time: if so it may be longer
+// next time, if not it must be shorter, and never so long again.
+func (n *Node) pinged(after time.Duration, still bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if still {
+		if n.everMost == 0 || after+after/4 < n.everMost {
+			n.every = max(n.every, min(after+after/4, pingMost))
+		}
+		return
+	}
+	n.everMost = after
+	n.every = max(after/2, pingLeast)
+}
+
+// moved is called when others see the node at another address.
+func (n *Node) moved() {
+	n.mu.Lock()
+	var all []*Listener
+	for _, l := range n.listeners {
+		all = append(all, l)
+	}
+	n.mu.Unlock()
+	for _, l := range all {
+		l.Announce()
+	}
+}
+
+// Announce announces the key again, at once.
+func (l *Listener) Announce() {
+	select {
+	case l.again <- struct{}{}:
+	default:
+	}
+}
+
+// unannounce takes the announcement back, if that is possible at once.
+func (l *Listener) unannounce() {
+	relays := l.relayAddrs()
+	ctx, cancel := context.WithTimeout(l.n.ctx, closeTime)
+	defer cancel()
+	var wg sync.WaitGroup
+	for _, to := range relays {
+		wg.Go(func() { l.unannounceAt(ctx, to) })
+	}
+	wg.Wait()
+}
+
+func (l *Listener) unannounceAt(ctx context.Context, to netip.AddrPort) {
+	n := l.n
+	r, err := n.rpc.Ask(ctx, rpc.Ask{To: to, Command: packet.FindPeer, Target: &l.target, Tries: 2})
+	if err != nil || r.Flags&packet.HasToken == 0 || !r.Valid() {
+		return
+	}
+	a := packet.Announcement{Peer: packet.Peer{PublicKey: l.public}}
+	a.Sign(l.cfg.Key, true, l.target, r.Node, r.Token)
+	n.rpc.Ask(ctx, rpc.Ask{To: to, Command: packet.Unannounce, Target: &l.target, Token: &r.Token, Value: a.Append(nil), Tries: 2}) //nolint:errcheck // it ends by itself
+}

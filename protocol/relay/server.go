@@ -1,0 +1,317 @@
+package relay
+
+import (
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	"dazaar-edge/protocol/bucket"
+	"dazaar-edge/protocol/mux"
+	"dazaar-edge/protocol/udx"
+)
+
+// ServerConfig says what a relay does. Endpoint is required.
+type ServerConfig struct {
+	Endpoint *udx.Endpoint
+	// Pairs is how many pairings there may be at once; 0 is 256. Each client may have as
+	// many as PairsPerClient; 0 is 16.
+	Pairs, PairsPerClient int
+	// Rate is how many bytes a second are passed on in all, and PairRate for each pairing;
+	// 0 is no limit.
+	Rate, PairRate float64
+	// Time is how long a pairing may last; 0 is no limit.
+	Time time.Duration
+	Log  *slog.Logger // nil discards
+}
+
+// Times of a relay.
+const (
+	// pairTime is how long an end may wait for the other.
+	pairTime = 15 * time.Second
+	// quietTime is how long an end of a pairing may be silent.
+	quietTime = time.Minute
+	sweep     = 5 * time.Second
+)
+
+// Server pairs streams. All methods are safe for concurrent use.
+type Server struct {
+	cfg  ServerConfig
+	stop chan struct{}
+	wg   sync.WaitGroup
+
+	mu      sync.Mutex
+	closed  bool                  // guarded by mu, like all below
+	waiting map[[32]byte]*request // by token
+	pairs   map[*pairing]bool
+	stats   Stats
+
+	allMu sync.Mutex
+	all   *bucket.Bucket // bytes, guarded by allMu; nil is no limit
+}
+
+// Stats say what a relay did.
+type Stats struct {
+	Clients, Pairs, Waiting int    // now
+	Paired, Refused         uint64 // in all
+	Bytes, Dropped          uint64 // in all
+}
+
+// request is an end that waits for the other.
+type request struct {
+	s  *Session
+	p  pair
+	at time.Time
+}
+
+// pairing is two ends that were paired.
+type pairing struct {
+	j     *udx.Junction
+	ends  [2]*request
+	since time.Time
+	rate  *bucket.Bucket
+	mu    sync.Mutex // guards rate
+}
+
+// NewServer returns a relay.
+func NewServer(cfg ServerConfig) *Server {
+	if cfg.Pairs == 0 {
+		cfg.Pairs = 256
+	}
+	if cfg.PairsPerClient == 0 {
+		cfg.PairsPerClient = 16
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	s := &Server{cfg: cfg, stop: make(chan struct{}), waiting: map[[32]byte]*request{}, pairs: map[*pairing]bool{}}
+	if cfg.Rate > 0 {
+		s.all = bucket.New(cfg.Rate, burst(cfg.Rate), time.Now())
+	}
+	s.wg.Go(s.run)
+	return s
+}
+
+// burst is how many bytes may pass at once, at a rate: those of a quarter of a second.
+func burst(rate float64) float64 { return max(rate/4, 16<<10) }
+
+// Close ends all pairings.
+func (s *Server) Close() {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return
+	}
+	s.closed = true
+	close(s.stop)
+	for p := range s.pairs {
+		s.end(p)
+	}
+	s.mu.Unlock()
+	s.wg.Wait()
+}
+
+// Stats returns what the relay does and did.
+func (s *Server) Stats() Stats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := s.stats
+	st.Pairs, st.Waiting = len(s.pairs), len(s.waiting)
+	for p := range s.pairs {
+		b, d := p.j.Passed()
+		st.Bytes, st.Dropped = st.Bytes+b, st.Dropped+d
+	}
+	return st
+}
+
+// run ends what has lasted too long.
+func (s *Server) run() {
+	t := time.NewTicker(sweep)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+		case <-s.stop:
+			return
+		}
+		s.mu.Lock()
+		now := time.Now()
+		for token, r := range s.waiting {
+			if now.Sub(r.at) > pairTime {
+				s.drop(token, r)
+			}
+		}
+		for p := range s.pairs {
+			if p.j.Quiet() > quietTime || s.cfg.Time > 0 && now.Sub(p.since) > s.cfg.Time {
+				s.end(p)
+			}
+		}
+		s.mu.Unlock()
+	}
+}
+
+// drop forgets an end that waits. mu is held.
+func (s *Server) drop(token [32]byte, r *request) {
+	delete(s.waiting, token)
+	r.s.n--
+}
+
+// end ends a pairing. mu is held.
+func (s *Server) end(p *pairing) {
+	if !s.pairs[p] {
+		return
+	}
+	p.j.Close()
+	b, d := p.j.Passed()
+	s.stats.Bytes, s.stats.Dropped = s.stats.Bytes+b, s.stats.Dropped+d
+	delete(s.pairs, p)
+	for _, r := range p.ends {
+		r.s.n--
+		delete(r.s.pairs, r.p.token)
+	}
+}
+
+// Session is a client's connection with a relay.
+type Session struct {
+	s      *Server
+	ch     *mux.Channel
+	stream *udx.Stream
+
+	n     int                   // pairings, and waits for one; guarded by the server's mu, like all below
+	pairs map[[32]byte]*pairing // by token
+	open  bool
+}
+
+// Serve relays for a client; remote is its public key, and stream what the connection with it
+// runs on. It is called when the other side opens the channel, or before.
+func (s *Server) Serve(m *mux.Mux, remote [32]byte, stream *udx.Stream) (*Session, error) {
+	x := &Session{s: s, stream: stream, pairs: map[[32]byte]*pairing{}, open: true}
+	var err error
+	if x.ch, err = m.Open(mux.ChannelConfig{Protocol: Protocol, ID: remote[:], Handler: (*serverHandler)(x)}); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stats.Clients++
+	return x, nil
+}
+
+// serverHandler is a Session as its channel sees it.
+type serverHandler Session
+
+// Opened implements mux.Handler.
+func (h *serverHandler) Opened([]byte) error { return nil }
+
+// Message implements mux.Handler.
+func (h *serverHandler) Message(typ uint64, m []byte) error {
+	x := (*Session)(h)
+	switch typ {
+	case typePair:
+		p, err := parsePair(m)
+		if err != nil {
+			return err
+		}
+		x.s.pair(x, p)
+	case typeUnpair:
+		var ignored bool
+		token, _, err := parseToken(m, &ignored)
+		if err != nil {
+			return err
+		}
+		x.s.unpair(x, token)
+	}
+	return nil
+}
+
+// Closed implements mux.Handler.
+func (h *serverHandler) Closed(error) {
+	x := (*Session)(h)
+	s := x.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !x.open {
+		return
+	}
+	x.open = false
+	s.stats.Clients--
+	for token, r := range s.waiting {
+		if r.s == x {
+			s.drop(token, r)
+		}
+	}
+	for _, p := range x.pairs {
+		s.end(p)
+	}
+}
+
+// unpair ends what a client has under a token.
+func (s *Server) unpair(x *Session, token [32]byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if r := s.waiting[token]; r != nil && r.s == x {
+		s.drop(token, r)
+	}
+	if p := x.pairs[token]; p != nil {
+		s.end(p)
+	}
+}
+
+// pair notes that a client waits under a token, or pairs it with who does.
+func (s *Server) pair(x *Session, p pair) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	other := s.waiting[p.token]
+	if s.closed || x.n >= s.cfg.PairsPerClient || other == nil && len(s.pairs)+len(s.waiting) >= s.cfg.Pairs || other != nil && other.p.initiator == p.initiator || x.pairs[p.token] != nil {
+		s.stats.Refused++
+		return
+	}
+	r := &request{s: x, p: p, at: time.Now()}
+	x.n++
+	if other == nil {
+		s.waiting[p.token] = r
+		return
+	}
+	delete(s.waiting, p.token)
+	q := &pairing{ends: [2]*request{other, r}, since: time.Now()}
+	if s.cfg.PairRate > 0 {
+		q.rate = bucket.New(s.cfg.PairRate, burst(s.cfg.PairRate), time.Now())
+	}
+	var err error
+	q.j, err = s.cfg.Endpoint.Join(udx.JunctionConfig{
+		IDs: [2]uint32{other.p.id, p.id}, Host: [2]func() netip.Addr{other.s.host, x.host}, Allow: func(n int) bool { return s.allow(q, n) },
+	})
+	if err != nil {
+		x.n--
+		other.s.n--
+		s.stats.Refused++
+		return
+	}
+	s.pairs[q] = true
+	s.stats.Paired++
+	for i, r := range q.ends {
+		r.s.pairs[p.token] = q
+		r.s.ch.Send(typePair, pair{r.p.initiator, p.token, q.j.ID(i)}.append(nil)) //nolint:errcheck // the connection ends
+	}
+}
+
+// host is where a client is.
+func (x *Session) host() netip.Addr {
+	_, a := x.stream.Way()
+	return a.Addr()
+}
+
+// allow tells whether so many bytes may be passed on for a pairing now.
+func (s *Server) allow(p *pairing, n int) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := time.Now()
+	if p.rate != nil && !p.rate.TakeN(now, float64(n)) {
+		return false
+	}
+	if s.all == nil {
+		return true
+	}
+	s.allMu.Lock()
+	defer s.allMu.Unlock()
+	return s.all.TakeN(now, float64(n))
+}
