@@ -4,10 +4,10 @@ FUZZTIME ?= 10s
 TAGS     := nethttpomithttp2
 VERSION  ?= $(shell git describe --always --dirty 2>/dev/null || echo dev)
 
-.PHONY: build test race interop e2e bench bench-compare lint fuzz cross deps demo
+.PHONY: build test race interop e2e lightning bench bench-compare lint fuzz cross deps demo
 
 build:
-	CGO_ENABLED=0 $(GO) build -tags $(TAGS) -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/edge ./cmd/edge
+	CGO_ENABLED=0 $(GO) build -tags $(TAGS) $$(scripts/gcflags.sh) -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/edge ./cmd/edge
 
 # Everything in-process; needs Go alone.
 test:
@@ -18,8 +18,10 @@ race:
 	$(GO) test -race ./feed -crashpoints 500 -kills 5 -skip TestYears
 	$(GO) test -race ./protocol/replicate -schedules 150
 	$(GO) test -race ./market -short -skip 'Strangers|Memory' -unauthorised 200
-	$(GO) test -race ./market/archive ./market/card ./market/device ./market/purse ./market/rows
-	$(GO) test -race ./payment/... ./monitor ./protocol/bucket
+	$(GO) test -race ./market/archive ./market/card ./market/proof ./market/device ./market/purse ./market/rows
+	$(GO) test -race ./payment/cashier -sequences 1000
+	$(GO) test -race $$($(GO) list ./payment/... | grep -v /cashier$$) ./monitor ./protocol/bucket
+	$(GO) test -race ./protocol/udx ./protocol/dht/... ./protocol/relay ./protocol/punch ./protocol/simnet ./market/client
 	$(GO) test -race ./sensors/... ./configs ./protocol/noise ./protocol/secretstream ./protocol/mux ./protocol/dazaar
 
 # Stock npm peers, pinned, in both directions; make deps installs them.
@@ -28,14 +30,24 @@ interop:
 	$(GO) test -tags interop ./test/interop -count 1 -timeout 20m
 
 # The real binary: on the real file system, killed, damaged, moved, repaired; with
-# mosquitto; on an emulated ARM board whose power is cut. As root; installs what it needs.
+# mosquitto; behind real routers; on an emulated ARM board whose power is cut. As root; installs what it needs.
 e2e:
 	$(GO) test ./cmd/edge -count 1
 	$(GO) test ./feed -run 'TestKill' -count 1 -v
 	command -v mosquitto >/dev/null || { apt-get -qq update && apt-get -qq install -y --no-install-recommends mosquitto; }
 	$(GO) test -tags e2e ./test/broker -count 1 -v
+	test/nat/run ci
 	test/board/prepare.sh
 	$(GO) test -tags e2e ./test/board -count 1 -v -timeout 20m
+
+# Real lnd nodes on a chain of their own; lnd's own codec; Nostr relays and wallets. Builds them once, in four
+# minutes or so.
+LIGHTNING := test/lightning/bin
+lightning:
+	test/lightning/build.sh
+	test/nostr/build.sh
+	ZPAY=$(CURDIR)/$(LIGHTNING)/zpay $(GO) test -tags e2e ./payment/bolt11 -run Zpay -count 1 -v
+	NOSTR=$(CURDIR)/$(LIGHTNING)/nostr $(LIGHTNING)/lab -bin $(LIGHTNING) $(GO) test -tags e2e ./test/money -count 1 -v -timeout 30m
 
 bench:
 	$(GO) test ./feed -run xxx -bench 'Append|DeviceBytes|Proof|Open|RSS' -benchtime 2s -timeout 60m
@@ -51,7 +63,9 @@ lint:
 	$(GO) vet ./...
 	GOOS=linux GOARCH=arm GOARM=6 $(GO) vet ./...
 	$(GO) vet -tags interop ./test/interop
-	$(GO) vet -tags e2e ./test/broker ./test/board
+	$(GO) vet -tags e2e ./test/broker ./test/board ./test/nat ./test/money ./payment/bolt11
+	cd test/lightning && $(GO) vet ./...
+	cd test/nostr && $(GO) vet ./...
 	$(GO) test -count 1 ./test/layers
 
 # Before 1.27 the Go tool may fail when the time is up, "context deadline exceeded",

@@ -5,10 +5,11 @@ set -eu
 cd "$(dirname "$0")/.."
 budget=$((11 * 1024 * 1024))
 version=${VERSION:-$(git describe --always --dirty 2>/dev/null || echo dev)}
+gcflags=$(scripts/gcflags.sh)
 mkdir -p dist
 
 build() { # name GOARCH GOARM
-	CGO_ENABLED=0 GOOS=linux GOARCH=$2 GOARM=$3 go build -tags nethttpomithttp2 -trimpath -buildvcs=false \
+	CGO_ENABLED=0 GOOS=linux GOARCH=$2 GOARM=$3 go build -tags nethttpomithttp2 $gcflags -trimpath -buildvcs=false \
 		-ldflags "-s -w -buildid= -X main.version=$version" -o "dist/edge-$1" ./cmd/edge
 	printf '%-8s %9d bytes  %s\n' "$1" "$(wc -c <"dist/edge-$1")" "$(sha256sum "dist/edge-$1" | cut -c1-16)"
 }

@@ -1,0 +1,291 @@
+//go:build e2e
+
+package nat
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+var (
+	all   = flag.Bool("all", false, "all pairs of routers, five times each; else a few")
+	table = flag.String("table", "", "append a table of what was measured to this file")
+)
+
+// lab is where the lab's program is.
+const lab = "../../../shared/labs/natlab/natlab"
+
+// programs are the two kinds of peers, each by role.
+type programs map[string]string
+
+var ours, stock programs
+
+// TestMain builds our program.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	os.Exit(func() int {
+		for _, tool := range []string{"iptables", "nft", "ip"} {
+			if _, err := exec.LookPath(tool); err != nil {
+				fmt.Println("apt-get install iptables nftables iproute2:", err)
+				return 1
+			}
+		}
+		dir, err := os.MkdirTemp("", "edge-nat")
+		if err != nil {
+			fmt.Println(err)
+			return 1
+		}
+		defer os.RemoveAll(dir)
+		build := exec.Command("go", "build", "-o", dir+"/node", "./node")
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := build.CombinedOutput(); err != nil {
+			fmt.Printf("%s\n%v\n", out, err)
+			return 1
+		}
+		js, err := filepath.Abs(filepath.Join(filepath.Dir(lab), "js"))
+		if err != nil {
+			fmt.Println(err)
+			return 1
+		}
+		modules, err := filepath.Abs("../interop/node_modules")
+		if err != nil {
+			fmt.Println(err)
+			return 1
+		}
+		ours, stock = programs{}, programs{}
+		for _, role := range []string{"bootstrap", "relay", "seller", "buyer", "follower"} {
+			ours[role] = fmt.Sprintf("exec %s/node %s", dir, role)
+			stock[role] = fmt.Sprintf("export LAB_NODE_MODULES=%s; exec node %s/%s.js", modules, js, role)
+		}
+		here, err := filepath.Abs("relay.js")
+		if err != nil {
+			fmt.Println(err)
+			return 1
+		}
+		stock["relay"] = fmt.Sprintf("export LAB_NODE_MODULES=%s; exec node %s", modules, here)
+		return m.Run()
+	}())
+}
+
+// result is what the lab says of one try.
+type result struct {
+	Seller  string  `json:"seller_nat"`
+	Buyer   string  `json:"buyer_nat"`
+	Try     int     `json:"try"`
+	OK      bool    `json:"ok"`
+	Connect float64 `json:"connect_ms"`
+	First   float64 `json:"first_byte_ms"`
+	Mbps    float64 `json:"mbps"`
+	Path    string  `json:"path"`
+	Error   string  `json:"error"`
+	Gap     float64 `json:"gap_s"`
+	Dials   int     `json:"dials"`
+}
+
+// pair is a seller and a buyer behind routers.
+type pair struct {
+	seller, buyer string // kinds of routers
+	sells, buys   programs
+	network       programs
+	relay         programs // nil is none
+	tries         int
+	more          []string // options
+	want          string   // how it goes in the end; "" is not looked at
+}
+
+// run runs a pair and returns what became of each try.
+func run(t *testing.T, p pair) []result {
+	t.Helper()
+	args := []string{
+		"run", "--seller", p.seller, "--buyer", p.buyer, "--tries", fmt.Sprint(p.tries), "--seller-net", "delay=10ms", "--buyer-net", "delay=10ms",
+		"--bootstrap-cmd", p.network["bootstrap"],
+	}
+	with := ""
+	if p.relay != nil {
+		with = "export USE_RELAY=1; "
+		args = append(args, "--relay-cmd", p.relay["relay"])
+	}
+	args = append(args, "--seller-cmd", with+p.sells["seller"], "--buyer-cmd", with+p.buys["buyer"])
+	cmd := exec.CommandContext(t.Context(), lab, append(args, p.more...)...)
+	var out, said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &said
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("%v\n%s", err, said.String())
+	}
+	var all []result
+	for s := bufio.NewScanner(&out); s.Scan(); {
+		var r result
+		if err := json.Unmarshal(s.Bytes(), &r); err == nil && r.Try > 0 {
+			all = append(all, r)
+		}
+	}
+	if len(all) != p.tries {
+		t.Fatalf("%d of %d tries\n%s", len(all), p.tries, said.String())
+	}
+	return all
+}
+
+// connects fails unless each try does.
+func connects(t *testing.T, p pair) []result {
+	t.Helper()
+	all := run(t, p)
+	var took []float64
+	for _, r := range all {
+		if !r.OK || p.want != "" && r.Path != p.want {
+			t.Errorf("seller %s, buyer %s: %+v", p.seller, p.buyer, r)
+		}
+		took = append(took, r.Connect)
+	}
+	slices.Sort(took)
+	t.Logf("seller %s, buyer %s: median %.0f ms, %s, %.0f Mbit/s", p.seller, p.buyer, took[len(took)/2], all[len(all)-1].Path, all[len(all)-1].Mbps)
+	return all
+}
+
+// TestQuick: two routers that keep their ports, and two that do not, by our relay.
+func TestQuick(t *testing.T) {
+	connects(t, pair{seller: "cone", buyer: "cone", sells: ours, buys: ours, network: ours, tries: 3, want: "direct"})
+	connects(t, pair{seller: "symmetric", buyer: "symmetric", sells: ours, buys: ours, network: ours, relay: ours, tries: 3, want: "relay"})
+}
+
+var kinds = []string{"none", "fullcone", "cone", "symmetric", "cgnat", "cgnat-sym"}
+
+// random tells whether a router takes another port for each address.
+func random(kind string) bool { return kind == "symmetric" || kind == "cgnat-sym" }
+
+// TestGrid: whoever can be connected is, without a relay and with one.
+func TestGrid(t *testing.T) {
+	var rows []string
+	for _, s := range kinds {
+		row := "| " + s + " |"
+		for _, b := range append(kinds, "same-lan") {
+			quick := s == "cone" && (b == "symmetric" || b == "same-lan") || s == "symmetric" && b == "cone" || s == "cgnat" && b == "cgnat"
+			if !*all && !quick || s == "none" && b == "same-lan" {
+				row += " |"
+				continue
+			}
+			p := pair{seller: s, buyer: b, sells: ours, buys: ours, network: ours, tries: 1}
+			if *all {
+				p.tries = 5
+			}
+			if random(s) && random(b) {
+				p.relay = ours
+			}
+			row += cell(connects(t, p)) + " |"
+		}
+		rows = append(rows, row)
+	}
+	write(t, "ours at both ends", rows)
+}
+
+// TestRelayed: by our relay everybody is connected, also where the carrier is the same.
+func TestRelayed(t *testing.T) {
+	pairs := []pair{{seller: "cgnat", buyer: "same-cgnat"}, {seller: "cone", buyer: "symmetric"}}
+	if *all {
+		pairs = append(pairs, pair{seller: "cgnat-sym", buyer: "same-cgnat"}, pair{seller: "cgnat-sym", buyer: "cgnat-sym"}, pair{seller: "symmetric", buyer: "cgnat-sym"})
+	}
+	for _, p := range pairs {
+		p.sells, p.buys, p.network, p.relay, p.tries = ours, ours, ours, ours, 3
+		for _, r := range connects(t, p) {
+			if r.First > 1000 {
+				t.Errorf("the first byte came after %.0f ms: %+v", r.First, r)
+			}
+		}
+	}
+	// One seller serves several buyers, where ports must be guessed.
+	connects(t, pair{seller: "symmetric", buyer: "cone", sells: ours, buys: ours, network: ours, relay: ours, tries: 5, more: []string{"--keep-seller"}})
+}
+
+// TestStock: ours with stock peers, both ways; on a network of stock nodes, by stock relays.
+func TestStock(t *testing.T) {
+	for _, p := range []pair{
+		{seller: "cone", buyer: "cone", sells: ours, buys: stock, network: stock},
+		{seller: "cone", buyer: "cone", sells: stock, buys: ours, network: stock},
+		{seller: "symmetric", buyer: "cone", sells: ours, buys: stock, network: ours},
+		{seller: "cone", buyer: "symmetric", sells: stock, buys: ours, network: ours},
+		{seller: "symmetric", buyer: "symmetric", sells: ours, buys: stock, network: stock, relay: stock, want: "relay"},
+		{seller: "symmetric", buyer: "symmetric", sells: stock, buys: ours, network: stock, relay: stock, want: "relay"},
+		{seller: "symmetric", buyer: "symmetric", sells: ours, buys: stock, network: ours, relay: ours, want: "relay"},
+		{seller: "symmetric", buyer: "symmetric", sells: stock, buys: stock, network: ours, relay: ours, want: "relay"},
+	} {
+		p.tries = 1
+		if *all {
+			p.tries = 5
+		}
+		connects(t, p)
+	}
+}
+
+// TestFaults: what happens to a connection while data is due, both ends ours.
+func TestFaults(t *testing.T) {
+	for _, c := range []struct {
+		name          string
+		seller, buyer string
+		scenario      string
+		lasts, most   float64 // seconds: of the fault, and without data after it
+	}{
+		{"the seller is killed, and back after 3 s", "cone", "cone", "kill seller KILL; sleep 3; $NATLAB_CTL flush seller; $NATLAB_CTL start seller", 3, 5},
+		{"the seller gets another address", "cone", "cone", "newip seller", 0, 5},
+		{"the buyer gets another address", "cone", "cone", "newip buyer", 0, 5},
+		{"the seller is cut off for 20 s", "cone", "cone", "block seller; sleep 20; $NATLAB_CTL unblock seller", 20, 3},
+		{"the seller's router forgets, and takes any port", "symmetric", "cone", "flush seller", 0, 5}, // by our relay
+		{"mappings last 3 s", "cone", "cone", "udp-timeout seller 3 3; $NATLAB_CTL udp-timeout buyer 3 3", 0, 5},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			buys := programs{"buyer": fmt.Sprintf("export RUN_S=%.0f; %s", 35+c.lasts, ours["follower"])}
+			sells := programs{"seller": "export FEED=1; " + ours["seller"]}
+			p := pair{seller: c.seller, buyer: c.buyer, sells: sells, buys: buys, network: ours, tries: 1, more: []string{
+				"--nodes", "8", "--timeout", "100", "--scenario", "sleep 14; $NATLAB_CTL " + c.scenario,
+			}}
+			if random(c.seller) {
+				p.relay = ours
+			}
+			r := run(t, p)[0]
+			t.Logf("%.1f s without data, %d dials", r.Gap, r.Dials)
+			if !r.OK || r.Gap > c.lasts+c.most {
+				t.Errorf("%+v", r)
+			}
+		})
+	}
+}
+
+// cell is a cell of a table: the median, or how many failed.
+func cell(all []result) string {
+	var took []float64
+	for _, r := range all {
+		if r.OK {
+			took = append(took, r.Connect)
+		}
+	}
+	slices.Sort(took)
+	if len(took) < len(all) {
+		return fmt.Sprintf(" %d of %d", len(took), len(all))
+	}
+	out := fmt.Sprintf(" %.0f", took[len(took)/2])
+	if all[0].Path == "relay" {
+		out += " R"
+	}
+	return out
+}
+
+func write(t *testing.T, title string, rows []string) {
+	t.Helper()
+	if *table == "" {
+		return
+	}
+	f, err := os.OpenFile(*table, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	fmt.Fprintf(f, "\n%s\n\n| | %s | same-lan |\n|%s\n%s\n", title, strings.Join(kinds, " | "), strings.Repeat("---|", len(kinds)+2), strings.Join(rows, "\n"))
+}

@@ -1,0 +1,324 @@
+// Command node is a program for a lab of routers: a node of the network, one who listens or
+// one who dials, as the lab's environment says. See test/nat/run.
+package main
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"dazaar-edge/protocol/dht"
+	"dazaar-edge/protocol/relay"
+	"dazaar-edge/protocol/secretstream"
+	"dazaar-edge/protocol/udx"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	role := os.Getenv("NATLAB_ROLE")
+	if len(os.Args) > 1 {
+		role = os.Args[1]
+	}
+	var err error
+	switch role {
+	case "bootstrap":
+		err = bootstrap(ctx)
+	case "relay":
+		err = relays(ctx)
+	case "seller":
+		err = seller(ctx)
+	case "buyer":
+		err = buyer(ctx)
+	case "follower":
+		err = follower(ctx)
+	default:
+		err = fmt.Errorf("no role %q", role)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "node:", err)
+		os.Exit(1)
+	}
+}
+
+// keys returns the key pair of a role in this try.
+func keys(role string) ed25519.PrivateKey {
+	seed := sha256.Sum256([]byte(os.Getenv("NATLAB_SEED") + role))
+	if b, err := hex.DecodeString(os.Getenv("NATLAB_SEED")); role == "seller" && err == nil && len(b) == 32 {
+		seed = [32]byte(b)
+	}
+	return ed25519.NewKeyFromSeed(seed[:])
+}
+
+func config() dht.Config {
+	return dht.Config{Bootstrap: strings.Split(os.Getenv("NATLAB_BOOTSTRAP"), ","), Port: 49737}
+}
+
+func bootstrap(ctx context.Context) error {
+	cfg := config()
+	cfg.Public = netip.AddrPortFrom(netip.MustParseAddr(os.Getenv("NATLAB_IP")), cfg.Port)
+	n, err := dht.New(cfg)
+	if err != nil {
+		return err
+	}
+	defer n.Close()
+	if err := n.Bootstrap(ctx); err != nil {
+		return err
+	}
+	fmt.Println("READY")
+	<-ctx.Done()
+	return nil
+}
+
+// relayKey is the key of the lab's relay.
+func relayKey() ed25519.PrivateKey {
+	seed := sha256.Sum256([]byte("natlab relay"))
+	return ed25519.NewKeyFromSeed(seed[:])
+}
+
+// usesRelay tells whether there is a relay to name.
+func usesRelay() bool { return os.Getenv("USE_RELAY") != "" }
+
+func relays(ctx context.Context) error {
+	cfg := config()
+	cfg.Persistent = true
+	n, err := dht.New(cfg)
+	if err != nil {
+		return err
+	}
+	defer n.Close()
+	if err := n.Bootstrap(ctx); err != nil {
+		return err
+	}
+	r, err := n.Relay(relayKey(), relay.ServerConfig{})
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	for r.Announced().At.IsZero() {
+		time.Sleep(10 * time.Millisecond)
+	}
+	fmt.Println("READY")
+	<-ctx.Done()
+	return nil
+}
+
+const size = 1 << 20
+
+func streams() udx.StreamConfig { return udx.StreamConfig{MaxWindow: 4 << 20, SendBuffer: 1 << 20} }
+
+func seller(ctx context.Context) error {
+	n, err := dht.New(config())
+	if err != nil {
+		return err
+	}
+	defer n.Close()
+	if err := n.Bootstrap(ctx); err != nil {
+		return err
+	}
+	lc := dht.ListenConfig{Key: keys("seller"), Stream: streams()}
+	if usesRelay() {
+		lc.Relays = [][32]byte{[32]byte(relayKey()[32:])}
+	}
+	l, err := n.Listen(lc)
+	if err != nil {
+		return err
+	}
+	for l.Announced().At.IsZero() {
+		time.Sleep(10 * time.Millisecond)
+	}
+	addr, open := n.Address()
+	fmt.Println("READY", addr, open, l.Announced().Relays)
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			fmt.Println("connection", c.RemoteAddr())
+			if os.Getenv("FEED") != "" {
+				go feed(c)
+			} else {
+				go serve(c)
+			}
+		}
+	}()
+	<-ctx.Done()
+	return nil
+}
+
+// feedEvery is how often a feed has something to say, if FEED is set.
+const feedEvery = 500 * time.Millisecond
+
+// feed says something to who connects, twice a second.
+func feed(c *secretstream.Conn) {
+	defer c.Close()
+	go func() {
+		for { // by what is read a stream knows where its other side is
+			if _, err := c.ReadMessage(); err != nil {
+				return
+			}
+		}
+	}()
+	for c.WriteMessage([]byte("reading")) == nil {
+		time.Sleep(feedEvery)
+	}
+}
+
+// followed is what a follower prints.
+type followed struct {
+	OK      bool    `json:"ok"`
+	Connect int64   `json:"connect_ms"` // the first time
+	Lines   int     `json:"lines"`
+	Gap     float64 `json:"gap_s"` // the longest, after the first ten lines
+	Dials   int     `json:"dials"`
+	Mbps    float64 `json:"mbps"`
+	Path    string  `json:"path"`
+	Elapsed int64   `json:"elapsed_ms"`
+}
+
+// follower follows a feed for RUN_S seconds, dials again when that breaks, and prints for how
+// long nothing came at most.
+func follower(ctx context.Context) error {
+	d, err := time.ParseDuration(os.Getenv("RUN_S") + "s")
+	if err != nil {
+		return err
+	}
+	begun := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	n, err := dht.New(config())
+	if err != nil {
+		return err
+	}
+	defer n.Close()
+	if err := n.Bootstrap(ctx); err != nil {
+		return err
+	}
+	r := followed{Path: "feed"}
+	var last time.Time
+	for wait := feedEvery; ctx.Err() == nil; {
+		r.Dials++
+		from := time.Now()
+		c, err := n.Dial(ctx, dht.DialConfig{Key: keys("buyer"), Remote: [32]byte(keys("seller")[32:]), Stream: streams(), Watch: true})
+		if err != nil {
+			fmt.Printf("  # %.1f s: %v\n", time.Since(begun).Seconds(), err)
+			select {
+			case <-time.After(wait):
+			case <-ctx.Done():
+			}
+			wait = min(2*wait, 2*time.Second)
+			continue
+		}
+		fmt.Printf("  # %.1f s: connected to %v\n", time.Since(begun).Seconds(), c.RemoteAddr())
+		if r.Connect == 0 {
+			r.Connect = time.Since(from).Milliseconds()
+		}
+		wait = feedEvery
+		stop := context.AfterFunc(ctx, func() { c.Close() })
+		for {
+			if _, err := c.ReadMessage(); err != nil {
+				fmt.Printf("  # %.1f s: %v\n", time.Since(begun).Seconds(), err)
+				break
+			}
+			if r.Lines++; r.Lines > 10 {
+				r.Gap = max(r.Gap, time.Since(last).Seconds())
+			}
+			last = time.Now()
+		}
+		stop()
+		c.Close()
+	}
+	if !last.IsZero() {
+		r.Gap = max(r.Gap, time.Since(last).Seconds())
+	}
+	r.OK, r.Elapsed = r.Lines > 0, time.Since(begun).Milliseconds()
+	return json.NewEncoder(os.Stdout).Encode(r)
+}
+
+// serve sends size bytes to who connects, and waits until that ends the connection.
+func serve(c *secretstream.Conn) {
+	defer c.Close()
+	b := make([]byte, 32<<10)
+	for range size / len(b) {
+		if err := c.WriteMessage(b); err != nil {
+			fmt.Println("write:", err)
+			return
+		}
+	}
+	c.ReadMessage() //nolint:errcheck // it ends when the other side does
+}
+
+// result is what the buyer prints.
+type result struct {
+	OK        bool    `json:"ok"`
+	Connect   int64   `json:"connect_ms"`
+	DHT       int64   `json:"dht_ms"`
+	FirstByte int64   `json:"first_byte_ms"`
+	Mbps      float64 `json:"mbps"`
+	Path      string  `json:"path"`
+	Remote    string  `json:"remote"`
+	Error     string  `json:"error,omitempty"`
+	Elapsed   int64   `json:"elapsed_ms"`
+}
+
+func buyer(ctx context.Context) error {
+	begun := time.Now()
+	var r result
+	if err := r.buy(ctx, begun); err != nil {
+		r.Error = err.Error()
+	}
+	r.OK = r.Error == ""
+	r.Elapsed = time.Since(begun).Milliseconds()
+	return json.NewEncoder(os.Stdout).Encode(r)
+}
+
+func (r *result) buy(ctx context.Context, begun time.Time) error {
+	n, err := dht.New(config())
+	if err != nil {
+		return err
+	}
+	defer n.Close()
+	if err := n.Bootstrap(ctx); err != nil {
+		return err
+	}
+	r.DHT = time.Since(begun).Milliseconds()
+	begun = time.Now()
+	ctx, cancel := context.WithTimeout(ctx, 45*time.Second)
+	defer cancel()
+	c, err := n.Dial(ctx, dht.DialConfig{Key: keys("buyer"), Remote: [32]byte(keys("seller")[32:]), Stream: streams(), Secret: secretstream.Config{MaxMessage: 2 * size}})
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	r.Connect, r.Remote = time.Since(begun).Milliseconds(), c.RemoteAddr().String()
+	open := time.Now()
+	for got := 0; got < size; {
+		m, err := c.ReadMessage()
+		if err != nil {
+			return fmt.Errorf("after %d bytes: %w", got, err)
+		}
+		if got == 0 {
+			r.FirstByte = time.Since(begun).Milliseconds()
+		}
+		got += len(m)
+	}
+	r.Path, r.Remote = "direct", c.RemoteAddr().String()
+	if a, err := netip.ParseAddrPort(r.Remote); err == nil && a.Addr().IsPrivate() {
+		r.Path = "lan"
+	}
+	if host, _, _ := strings.Cut(os.Getenv("NATLAB_RELAY"), ":"); host != "" && strings.HasPrefix(r.Remote, host+":") {
+		r.Path = "relay"
+	}
+	r.Mbps = float64(size) * 8 / 1e6 / time.Since(open).Seconds()
+	return nil
+}
