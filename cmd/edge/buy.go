@@ -30,7 +30,7 @@ func buyCommand(p *program, ctx context.Context, args []string) (err error) {
 	f := p.flags("buy", buyArgs)
 	seller := f.String("seller", reach.ByNetwork, "where the seller is: HOST:PORT, and \"network\" to find it by its key, or several with commas between them, the best first: one who follows moves to a better one when it answers")
 	bootstrap := f.String("bootstrap", "", "nodes of the network to begin with, HOST:PORT with commas between them (default: the public network)")
-	relay := f.String("relay", "", "key of a relay to go by until there is a direct way, where the seller names none")
+	relay := f.String("relay", "", "relay to go by until there is a direct way, besides those that the seller names: KEY, or KEY@HOST:PORT for one that is reached by TCP, too")
 	follow := f.Bool("follow", false, "go on with what is appended, until stopped")
 	from := f.String("from", "0", "what to begin with: a time like 2026-11-20T12:00:00Z, a block's index, or \"end\" for what comes from now on; where there is a state it is not looked at")
 	wallet := f.String("wallet", "", "who pays: a file that names a wallet (wallet: lnd, or nwc), \"hand\" to be shown each invoice, or the URL of a test wallet, as edge run prints it")
@@ -84,13 +84,13 @@ func buyCommand(p *program, ctx context.Context, args []string) (err error) {
 			return err
 		}
 	}
-	var relays [][32]byte
+	var relays []configs.Relay
 	if *relay != "" {
-		key, err := reach.ParseKey(*relay)
+		r, err := configs.ParseRelay(*relay)
 		if err != nil {
 			return p.usage(f.Usage, "--relay %v", err)
 		}
-		relays = append(relays, key)
+		relays = append(relays, r)
 	}
 	if *payee != "" {
 		b, err := hex.DecodeString(*payee)
@@ -118,7 +118,7 @@ func buyCommand(p *program, ctx context.Context, args []string) (err error) {
 			return e
 		}
 		defer func() { err = errors.Join(err, n.Close()) }()
-		cfg.Ways = n.Ways(addresses)
+		cfg.Ways, cfg.ByCard = n.Ways(addresses), n.ByCard
 	} else {
 		cfg.Ways = client.TCP(nil, addresses...)
 	}

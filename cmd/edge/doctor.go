@@ -37,7 +37,7 @@ func doctorCommand(p *program, ctx context.Context, args []string) error {
 			if err != nil || x.Network == nil {
 				continue
 			}
-			called = append(called, reach.Called{Who: "feed " + x.Name, Key: key, Announced: x.Network.Announced})
+			called = append(called, reach.Feed(network, x.Name, key, x.Network.Announced)...)
 		}
 	} else if err != nil {
 		fmt.Fprintf(p.stderr, "edge: feeds are not called: %v\n", err)

@@ -3,7 +3,9 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"crypto/ed25519"
 	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
@@ -12,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -54,10 +57,11 @@ func TestScripts(t *testing.T) {
 			"secret":             secret,
 			"buyer-of":           buyerOf,
 			"lines":              countLines,
+			"bought":             bought,
 			"start-network":      startNetwork,
 			"start-relay":        startRelay,
 
-			"sleep-until-announced": untilAnnounced,
+			"sleep-until-status": untilStatus,
 		},
 	})
 }
@@ -349,19 +353,40 @@ func buyerOf(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
-// lines FILE N, or N-M, checks how many readings are in a file. A block is sold whole: on a
-// busy machine it may hold more readings than one, and the last of a step not be covered.
+// lines FILE N checks how many readings are in a file.
 func countLines(ts *testscript.TestScript, _ bool, args []string) {
-	n, most, least := strings.Count(ts.ReadFile(args[0]), `"value":`), args[1], args[1]
-	if a, b, ok := strings.Cut(args[1], "-"); ok {
-		least, most = a, b
+	want, err := strconv.Atoi(args[1])
+	ts.Check(err)
+	if n := strings.Count(ts.ReadFile(args[0]), `"value":`); n != want {
+		ts.Fatalf("%d readings in %s, want %d", n, args[0], want)
 	}
-	from, err := strconv.Atoi(least)
+}
+
+// bought FILE STATE N waits until the buyer with this state is gone, and checks that the
+// readings in its file and those that are left of what it paid for are N: a block is sold
+// whole, and on a busy machine may hold more readings than are left.
+func bought(ts *testscript.TestScript, _ bool, args []string) {
+	want, err := strconv.Atoi(args[2])
 	ts.Check(err)
-	to, err := strconv.Atoi(most)
+	seed, err := hex.DecodeString(strings.TrimSpace(ts.ReadFile(filepath.Join(args[1], "buyer.key"))))
 	ts.Check(err)
-	if n < from || n > to {
-		ts.Fatalf("%d readings in %s, want %s", n, args[0], args[1])
+	buyer := hex.EncodeToString(ed25519.NewKeyFromSeed(seed)[ed25519.SeedSize:])
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		ts.Check(ts.Exec("edge", "buyers", "-c", "edge.yaml", "--json"))
+		all, err := lines[buyerStatus]([]byte(ts.ReadFile("stdout")))
+		ts.Check(err)
+		i := slices.IndexFunc(all, func(b buyerStatus) bool { return b.Buyer == buyer })
+		if i < 0 {
+			ts.Fatalf("the seller does not know %s", buyer)
+		}
+		if all[i].Connected && time.Now().Before(deadline) {
+			continue
+		}
+		n, left := strings.Count(ts.ReadFile(args[0]), `"value":`), all[i].Remaining
+		if left == nil || all[i].Type != "readings" || n+int(*left) != want || *left >= 10 {
+			ts.Fatalf("%d readings in %s, and %+v, want %d", n, args[0], all[i], want)
+		}
+		return
 	}
 }
 

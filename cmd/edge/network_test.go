@@ -38,27 +38,27 @@ func startNetwork(ts *testscript.TestScript, _ bool, _ []string) {
 	ts.Setenv("NODE", first.String())
 }
 
-// sleep-until-announced CONFIG waits until the feeds are.
-func untilAnnounced(ts *testscript.TestScript, _ bool, args []string) {
+// sleep-until-status FILE TEXT waits until edge status says something.
+func untilStatus(ts *testscript.TestScript, _ bool, args []string) {
 	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		cmd := exec.Command("edge", "status", "-c", args[0])
 		cmd.Dir, cmd.Env = ts.MkAbs("."), []string{"PATH=" + ts.Getenv("PATH")}
 		out, _ := cmd.CombinedOutput()
-		if strings.Contains(string(out), "announced at") {
+		if strings.Contains(string(out), args[1]) {
 			return
 		}
 		if time.Now().After(deadline) {
-			ts.Fatalf("it is not announced: %s", out)
+			ts.Fatalf("it does not say %q: %s", args[1], out)
 		}
 	}
 }
 
 // start-relay FILE starts edge relay with the key in a file, twice, of which the second
-// stays; RELAY is its key, which is the same both times.
+// stays; RELAY is its key, which is the same both times, and TCPRELAY where it is reached by TCP.
 func startRelay(ts *testscript.TestScript, _ bool, args []string) {
 	var key string
 	for i := range 2 {
-		cmd := exec.Command("edge", "relay", "--key", args[0], "--listen", "127.0.0.1:0", "--bootstrap", ts.Getenv("NODE"), "--every", "50ms", "--pair-rate", "8Mbit/s")
+		cmd := exec.Command("edge", "relay", "--key", args[0], "--listen", "127.0.0.1:0", "--tcp", "127.0.0.1:0", "--bootstrap", ts.Getenv("NODE"), "--every", "50ms", "--pair-rate", "8Mbit/s")
 		cmd.Dir = ts.MkAbs(".")
 		out, err := cmd.StdoutPipe()
 		ts.Check(err)
@@ -66,8 +66,8 @@ func startRelay(ts *testscript.TestScript, _ bool, args []string) {
 		ts.Defer(func() { cmd.Process.Kill(); cmd.Wait() })
 		lines := bufio.NewScanner(out)
 		var ready struct {
-			Ready    bool
-			RelayKey string
+			Ready           bool
+			RelayKey, Relay string
 		}
 		if !lines.Scan() || json.Unmarshal(lines.Bytes(), &ready) != nil || !ready.Ready {
 			ts.Fatalf("the relay is not ready: %s", lines.Text())
@@ -76,6 +76,7 @@ func startRelay(ts *testscript.TestScript, _ bool, args []string) {
 			ts.Fatalf("the relay had key %s, and has %s", key, ready.RelayKey)
 		}
 		key = ready.RelayKey
+		ts.Setenv("TCPRELAY", ready.Relay)
 		var stats struct{ Open bool }
 		if !lines.Scan() || json.Unmarshal(lines.Bytes(), &stats) != nil || !stats.Open {
 			ts.Fatalf("the relay says %q", lines.Text())

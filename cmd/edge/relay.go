@@ -13,9 +13,10 @@ import (
 )
 
 func relayCommand(p *program, ctx context.Context, args []string) error {
-	f := p.flags("relay", "[--key FILE] [--listen :49737] [--rate 10Mbit/s] [--pair-rate 1Mbit/s] [--pairs N] [--time 24h]")
+	f := p.flags("relay", "[--key FILE] [--listen :49737] [--tcp :443] [--rate 10Mbit/s] [--pair-rate 1Mbit/s] [--pairs N] [--time 24h]")
 	key := f.String("key", "relay.key", "file with the relay's key; it is made if it is not there")
 	listen := f.String("listen", ":49737", "UDP address, which anybody can send to")
+	tcp := f.String("tcp", ":443", "TCP address for those whose networks block UDP, or none")
 	public := f.String("public", "", "ADDRESS:PORT where the relay is reached, if the network shall not find that out")
 	bootstrap := f.String("bootstrap", "", "nodes of the network to begin with, HOST:PORT with commas between them (default: the public network)")
 	rate := f.String("rate", "none", "how much is passed on in all")
@@ -27,8 +28,11 @@ func relayCommand(p *program, ctx context.Context, args []string) error {
 		return err
 	}
 	cfg := reach.RelayConfig{
-		KeyFile: *key, Listen: *listen, Public: *public, Every: *every, Limits: relay.ServerConfig{Pairs: *pairs, Time: *lasts},
+		KeyFile: *key, Listen: *listen, TCP: *tcp, Public: *public, Every: *every, Limits: relay.ServerConfig{Pairs: *pairs, Time: *lasts},
 		Bootstrap: strings.FieldsFunc(*bootstrap, func(r rune) bool { return r == ',' }), Log: slog.New(slog.NewTextHandler(p.stderr, nil)),
+	}
+	if cfg.TCP == "none" {
+		cfg.TCP = ""
 	}
 	var err error
 	if cfg.Limits.Rate, err = configs.ParseRate(*rate); err == nil {

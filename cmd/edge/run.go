@@ -214,9 +214,9 @@ func (o *offer) sell(cfg *configs.Config, fc *configs.Feed, t *till.Till, clock 
 		return err
 	}
 	if network != nil {
-		l, err := network.Listen(fc.Name, o.key, o.market.Card)
-		if err == nil {
-			err = o.market.Serve(l)
+		all, err := network.Listen(fc.Name, o.key, o.market.Card)
+		for _, l := range all {
+			err = errors.Join(err, o.market.Serve(l))
 		}
 		if err != nil {
 			return fmt.Errorf("network: %w", err)

@@ -69,7 +69,10 @@ type Card struct {
 	Delay string `json:"delay,omitempty"`
 	Feed  Feed   `json:"feed"`
 	Place *Place `json:"place,omitempty"`
-	Sig   string `json:"sig,omitempty"`
+	// Relays pass on what is said where no direct way can be made: keys in hex, each with
+	// "@" and HOST:PORT behind it where it is reached by TCP, too.
+	Relays []string `json:"relays,omitempty"`
+	Sig    string   `json:"sig,omitempty"`
 }
 
 // Payment is a way to pay: Amount of Currency for Interval of Unit.

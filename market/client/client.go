@@ -71,7 +71,9 @@ type Config struct {
 	// Ways lead to the seller, the best first. The first that does is used; one who follows
 	// looks for a better one from time to time, and moves there without losing or repeating
 	// anything.
-	Ways    []Way
+	Ways []Way
+	// ByCard returns the ways that a card tells, worse than those; nil is none.
+	ByCard  func(*card.Card) []Way
 	Archive *archive.Archive
 	Purse   *purse.Purse
 	Output  Output
@@ -289,10 +291,11 @@ func fatal(err error) bool {
 // connect follows the feed on one connection, or several of which each takes over from
 // the one before.
 func (c *Client) connect(ctx context.Context) error {
-	p, err := c.reach(ctx, c.cfg.Ways)
+	p, err := c.reach(ctx, c.ways())
 	if err != nil {
 		return err
 	}
+	c.log.Debug("connected", "way", p.name)
 	c.mu.Lock()
 	v, err := c.visit(p, nil)
 	if err == nil {

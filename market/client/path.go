@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"time"
 
 	"dazaar-edge/protocol/dazaar"
@@ -16,16 +17,22 @@ import (
 )
 
 const (
-	// reachTime bounds the attempt to reach an address, where there are others;
-	// agreeTime how long the seller may take to agree to a hand-over.
-	reachTime = 10 * time.Second
+	// nextWay is after how long without a connection the next way is tried as well, and
+	// reachTime bounds an attempt where there are several.
+	nextWay   = time.Second
+	reachTime = 45 * time.Second
+	// soonLook is when one who goes by another way than the best first looks for a better
+	// one.
+	soonLook = 2 * time.Second
+	// agreeTime is how long the seller may take to agree to a hand-over.
 	agreeTime = 10 * time.Second
 )
 
 // path is a connection with the seller.
 type path struct {
 	conn *secretstream.Conn
-	rank int // of the way
+	rank int    // of the way
+	name string // of the way
 }
 
 // A Way leads to a seller.
@@ -58,20 +65,66 @@ func TCP(d *net.Dialer, addresses ...string) []Way {
 	return out
 }
 
-// reach returns a connection by the first of the ways that leads to the seller. At the
-// addresses of another network may be anybody: that is an error of its own only where no
-// other way is left.
+// ways returns the ways to the seller, the best first.
+func (c *Client) ways() []Way {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cfg.ByCard == nil || c.card == nil {
+		return c.cfg.Ways
+	}
+	return append(slices.Clip(c.cfg.Ways), c.cfg.ByCard(c.card)...)
+}
+
+// attempt is what became of the attempt to go one way.
+type attempt struct {
+	path
+	err error
+}
+
+// reach returns a connection by the first of the ways that leads to the seller: the better
+// ones are tried a little earlier. At the addresses of another network may be anybody: that
+// is an error of its own only where no other way is left.
 func (c *Client) reach(ctx context.Context, ways []Way) (path, error) {
-	var all []error
-	strangers := 0
-	for rank, w := range ways {
-		conn, err := c.dial(ctx, w, len(ways) > 1)
-		if err == nil {
-			return path{conn, rank}, nil
-		}
-		all = append(all, err)
-		if errors.Is(err, secretstream.ErrIdentity) {
-			strangers++
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if len(ways) > 1 {
+		ctx, cancel = context.WithTimeout(ctx, reachTime)
+		defer cancel()
+	}
+	results := make(chan attempt, len(ways))
+	begun, ended, strangers := 0, 0, 0
+	next := func() {
+		w, rank := ways[begun], begun
+		begun++
+		c.wg.Go(func() {
+			conn, err := w.Dial(ctx, c.cfg.Archive.Key(), c.cfg.Seller)
+			results <- attempt{path{conn, rank, w.Name}, err}
+		})
+	}
+	next()
+	hurry := time.NewTicker(nextWay)
+	defer hurry.Stop()
+	all := make([]error, len(ways))
+	for ended < len(ways) {
+		select {
+		case r := <-results:
+			ended++
+			if r.err == nil {
+				cancel()
+				c.wg.Go(func() { closeAll(results, begun-ended) })
+				return r.path, nil
+			}
+			all[r.rank] = r.err
+			if errors.Is(r.err, secretstream.ErrIdentity) {
+				strangers++
+			}
+			if begun < len(ways) {
+				next()
+			}
+		case <-hurry.C:
+			if begun < len(ways) {
+				next()
+			}
 		}
 	}
 	err := errors.Join(all...)
@@ -81,13 +134,13 @@ func (c *Client) reach(ctx context.Context, ways []Way) (path, error) {
 	return path{}, fmt.Errorf("%w: %v", ErrUnreachable, err) //nolint:errorlint // who is at one address says nothing about the seller
 }
 
-func (c *Client) dial(ctx context.Context, w Way, hurry bool) (*secretstream.Conn, error) {
-	if hurry {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, reachTime)
-		defer cancel()
+// closeAll closes the connections of those attempts that came too late.
+func closeAll(results <-chan attempt, n int) {
+	for range n {
+		if r := <-results; r.conn != nil {
+			r.conn.Close()
+		}
 	}
-	return w.Dial(ctx, c.cfg.Archive.Key(), c.cfg.Seller)
 }
 
 // visit talks with the seller by a path, in place of another visit if old is not nil.
@@ -122,7 +175,7 @@ func (c *Client) enter(v *visit) {
 // the goroutine of Run.
 type mover struct {
 	c       *Client
-	look    *time.Ticker
+	look    *time.Timer
 	looking bool
 	found   chan path  // what seek found; room for one
 	next    *visit     // would take over
@@ -130,11 +183,12 @@ type mover struct {
 }
 
 func newMover(c *Client) *mover {
-	return &mover{c: c, look: time.NewTicker(c.cfg.Times.Look), found: make(chan path, 1)}
+	return &mover{c: c, look: time.NewTimer(min(soonLook, c.cfg.Times.Look)), found: make(chan path, 1)}
 }
 
 // seek begins to look whether there is a better address than that of v.
 func (m *mover) seek(ctx context.Context, v *visit) {
+	m.look.Reset(m.c.cfg.Times.Look)
 	m.c.mu.Lock()
 	busy := m.c.buying.busy() || v.old != nil // it has only just moved
 	m.c.mu.Unlock()
@@ -142,7 +196,8 @@ func (m *mover) seek(ctx context.Context, v *visit) {
 		return
 	}
 	m.looking = true
-	better := m.c.cfg.Ways[:v.rank]
+	ways := m.c.ways()
+	better := ways[:min(v.rank, len(ways))]
 	m.c.wg.Go(func() {
 		p, err := m.c.reach(ctx, better)
 		if err != nil {
@@ -184,7 +239,7 @@ func (m *mover) settle(v *visit) *visit {
 	switch {
 	case m.c.current == m.next:
 		v = m.next
-		m.c.log.Info("moved to a better address of the seller", "address", m.c.cfg.Ways[v.rank].Name)
+		m.c.log.Info("moved to a better address of the seller", "address", v.name)
 	case time.Since(m.next.since) > agreeTime:
 		m.next.mux.Close()
 	default:

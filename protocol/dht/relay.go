@@ -6,6 +6,7 @@ import (
 
 	"dazaar-edge/protocol/mux"
 	"dazaar-edge/protocol/relay"
+	"dazaar-edge/protocol/secretstream"
 )
 
 // Relay is a blind relay that is reached by its key.
@@ -63,6 +64,9 @@ func (r *Relay) serve(a accepted) {
 	m.Run() //nolint:errcheck // it ends when the client goes
 	close(stop)
 }
+
+// ServeStreams relays between those who connect by TCP, too; see [relay.Server.ServeStreams].
+func (r *Relay) ServeStreams(l *secretstream.Listener) error { return r.server.ServeStreams(l) }
 
 // Stats returns what the relay does and did.
 func (r *Relay) Stats() relay.Stats { return r.server.Stats() }

@@ -4,6 +4,10 @@
 //
 // Both ends open the channel "blind-relay" on a connection with the relay, and name the same
 // token. The relay gives each a stream number; packets to that come out at the other end.
+//
+// Where UDP does not pass at all, both ends connect to the relay by TCP ([Dial],
+// [ListenStream], [Server.ServeStreams]; docs/relay.md): one who listens there under its key
+// is told of who dials that, and comes for it; then both have a pipe.
 package relay
 
 import (

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"io"
 	"log/slog"
 	"net/netip"
 	"sync"
@@ -14,8 +15,8 @@ import (
 // ServerConfig says what a relay does. Endpoint is required.
 type ServerConfig struct {
 	Endpoint *udx.Endpoint
-	// Pairs is how many pairings there may be at once; 0 is 256. Each client may have as
-	// many as PairsPerClient; 0 is 16.
+	// Pairs is how many pairings there may be at once, and how many may listen for streams;
+	// 0 is 256. Each client may have as many as PairsPerClient; 0 is 16.
 	Pairs, PairsPerClient int
 	// Rate is how many bytes a second are passed on in all, and PairRate for each pairing;
 	// 0 is no limit.
@@ -44,6 +45,7 @@ type Server struct {
 	closed  bool                  // guarded by mu, like all below
 	waiting map[[32]byte]*request // by token
 	pairs   map[*pairing]bool
+	hall    hall // of streams
 	stats   Stats
 
 	allMu sync.Mutex
@@ -69,8 +71,6 @@ type pairing struct {
 	j     *udx.Junction
 	ends  [2]*request
 	since time.Time
-	rate  *bucket.Bucket
-	mu    sync.Mutex // guards rate
 }
 
 // NewServer returns a relay.
@@ -85,6 +85,7 @@ func NewServer(cfg ServerConfig) *Server {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	s := &Server{cfg: cfg, stop: make(chan struct{}), waiting: map[[32]byte]*request{}, pairs: map[*pairing]bool{}}
+	s.hall = hall{conns: map[io.Closer]bool{}, seats: map[[32]byte]*seat{}, meetings: map[[32]byte]*meeting{}}
 	if cfg.Rate > 0 {
 		s.all = bucket.New(cfg.Rate, burst(cfg.Rate), time.Now())
 	}
@@ -107,6 +108,9 @@ func (s *Server) Close() {
 	for p := range s.pairs {
 		s.end(p)
 	}
+	for c := range s.hall.conns {
+		c.Close()
+	}
 	s.mu.Unlock()
 	s.wg.Wait()
 }
@@ -116,7 +120,8 @@ func (s *Server) Stats() Stats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st := s.stats
-	st.Pairs, st.Waiting = len(s.pairs), len(s.waiting)
+	st.Clients += len(s.hall.seats)
+	st.Pairs, st.Waiting = len(s.pairs)+s.hall.pipes, len(s.waiting)+len(s.hall.meetings)
 	for p := range s.pairs {
 		b, d := p.j.Passed()
 		st.Bytes, st.Dropped = st.Bytes+b, st.Dropped+d
@@ -261,7 +266,7 @@ func (s *Server) pair(x *Session, p pair) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	other := s.waiting[p.token]
-	if s.closed || x.n >= s.cfg.PairsPerClient || other == nil && len(s.pairs)+len(s.waiting) >= s.cfg.Pairs || other != nil && other.p.initiator == p.initiator || x.pairs[p.token] != nil {
+	if s.closed || x.n >= s.cfg.PairsPerClient || other == nil && s.used() >= s.cfg.Pairs || other != nil && other.p.initiator == p.initiator || x.pairs[p.token] != nil {
 		s.stats.Refused++
 		return
 	}
@@ -273,12 +278,9 @@ func (s *Server) pair(x *Session, p pair) {
 	}
 	delete(s.waiting, p.token)
 	q := &pairing{ends: [2]*request{other, r}, since: time.Now()}
-	if s.cfg.PairRate > 0 {
-		q.rate = bucket.New(s.cfg.PairRate, burst(s.cfg.PairRate), time.Now())
-	}
 	var err error
 	q.j, err = s.cfg.Endpoint.Join(udx.JunctionConfig{
-		IDs: [2]uint32{other.p.id, p.id}, Host: [2]func() netip.Addr{other.s.host, x.host}, Allow: func(n int) bool { return s.allow(q, n) },
+		IDs: [2]uint32{other.p.id, p.id}, Host: [2]func() netip.Addr{other.s.host, x.host}, Allow: s.newPace().allow,
 	})
 	if err != nil {
 		x.n--
@@ -298,20 +300,4 @@ func (s *Server) pair(x *Session, p pair) {
 func (x *Session) host() netip.Addr {
 	_, a := x.stream.Way()
 	return a.Addr()
-}
-
-// allow tells whether so many bytes may be passed on for a pairing now.
-func (s *Server) allow(p *pairing, n int) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	now := time.Now()
-	if p.rate != nil && !p.rate.TakeN(now, float64(n)) {
-		return false
-	}
-	if s.all == nil {
-		return true
-	}
-	s.allMu.Lock()
-	defer s.allMu.Unlock()
-	return s.all.TakeN(now, float64(n))
 }

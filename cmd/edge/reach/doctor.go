@@ -8,10 +8,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"time"
 
 	"dazaar-edge/configs"
 	"dazaar-edge/protocol/dht"
+	"dazaar-edge/protocol/secretstream"
 )
 
 // Diagnosis says why a device can be reached, or cannot. docs/json.md explains it.
@@ -39,6 +41,7 @@ type Called struct {
 	Who       string
 	Key       [32]byte
 	Announced string
+	By        configs.Relay // with TCP, by this relay alone
 }
 
 // callTime bounds one test call, and joinTime how long it may take until a node answers.
@@ -63,24 +66,24 @@ func Diagnose(ctx context.Context, cfg configs.Network, called []Called, log *sl
 	joining, cancel := context.WithTimeout(ctx, joinTime)
 	err = n.Bootstrap(joining)
 	cancel()
-	if err != nil {
-		d.Advice = append(d.Advice, "no node of the network answers: UDP to other hosts is blocked, or there is no way to the internet; only TCP addresses (tcp: in the configuration) can be reached")
-		return d, ctx.Err()
-	}
-	d.Joined, d.Nodes = true, n.RPC().Size()
-	kind, addrs := n.Router(ctx)
-	d.Router = kind.String()
-	for _, a := range addrs {
-		d.Addresses = append(d.Addresses, a.String())
+	if d.Joined = err == nil; d.Joined {
+		d.Nodes = n.RPC().Size()
+		kind, addrs := n.Router(ctx)
+		d.Router = kind.String()
+		for _, a := range addrs {
+			d.Addresses = append(d.Addresses, a.String())
+		}
 	}
 	_, key, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		return nil, err
 	}
 	for _, x := range called {
-		d.Calls = append(d.Calls, call(ctx, n, key, x))
+		if d.Joined || x.By.TCP != "" {
+			d.Calls = append(d.Calls, call(ctx, n, key, x))
+		}
 	}
-	d.advise(len(cfg.Relays))
+	d.advise(cfg.Relays)
 	return d, ctx.Err()
 }
 
@@ -90,7 +93,13 @@ func call(ctx context.Context, n *dht.Node, key ed25519.PrivateKey, x Called) Ca
 	defer cancel()
 	out := Call{Who: x.Who, Announced: x.Announced}
 	begun := time.Now()
-	conn, err := n.Dial(ctx, dht.DialConfig{Key: key, Remote: x.Key})
+	var conn *secretstream.Conn
+	var err error
+	if x.By.TCP != "" {
+		conn, err = dialRelay(ctx, x.By, key, x.Key)
+	} else {
+		conn, err = n.Dial(ctx, dht.DialConfig{Key: key, Remote: x.Key})
+	}
 	if err != nil {
 		out.Error = err.Error()
 		return out
@@ -101,13 +110,21 @@ func call(ctx context.Context, n *dht.Node, key ed25519.PrivateKey, x Called) Ca
 }
 
 // advise says what follows.
-func (d *Diagnosis) advise(relays int) {
+func (d *Diagnosis) advise(relays []configs.Relay) {
 	say := func(format string, args ...any) { d.Advice = append(d.Advice, fmt.Sprintf(format, args...)) }
+	byTCP := slices.ContainsFunc(relays, func(r configs.Relay) bool { return r.TCP != "" })
 	switch {
-	case d.Router == "random" && relays == 0:
+	case !d.Joined && byTCP:
+		say("no node of the network answers: UDP to other hosts is blocked, or there is no way to the internet; buyers come by TCP, through relays or to tcp: addresses, and need the card, which names those relays")
+	case !d.Joined:
+		say("no node of the network answers: UDP to other hosts is blocked, or there is no way to the internet; only TCP addresses (tcp: in the configuration) can be reached, and relays that are reached by TCP: run edge relay on a public host, and name it as KEY@HOST:PORT in network.relays")
+	case d.Router == "random" && len(relays) == 0:
 		say("the router takes another port for each address: buyers behind such a router (most mobile networks) cannot reach this device without a relay: run edge relay on a public host, and name it in network.relays")
 	case d.Router == "unknown":
 		say("too few nodes answered to tell what kind of router this is")
+	}
+	if d.Joined && len(relays) > 0 && !byTCP {
+		say("no relay is reached by TCP: buyers in networks that block UDP cannot reach this device; name one as KEY@HOST:PORT in network.relays")
 	}
 	for _, c := range d.Calls {
 		if !c.OK {
@@ -148,8 +165,20 @@ func (d *Diagnosis) Print(out io.Writer) {
 
 // Relays are the relays of a configuration as those whom the doctor calls.
 func Relays(cfg configs.Network) (out []Called) {
-	for _, k := range cfg.Relays {
-		out = append(out, Called{Who: "relay " + hex.EncodeToString(k[:4]), Key: k})
+	for _, r := range cfg.Relays {
+		out = append(out, Called{Who: "relay " + hex.EncodeToString(r.Key[:4]), Key: r.Key})
+	}
+	return out
+}
+
+// Feed are the ways by which a feed is called: over the network, and through each relay that
+// is reached by TCP.
+func Feed(cfg configs.Network, name string, key [32]byte, announced string) []Called {
+	out := []Called{{Who: "feed " + name, Key: key, Announced: announced}}
+	for _, r := range cfg.Relays {
+		if r.TCP != "" {
+			out = append(out, Called{Who: "feed " + name + " through " + r.TCP, Key: key, By: r})
+		}
 	}
 	return out
 }

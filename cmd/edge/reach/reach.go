@@ -9,18 +9,20 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
 	"os"
 	"slices"
-	"strconv"
+	"strings"
 	"sync"
 	"time"
 
 	"dazaar-edge/configs"
+	"dazaar-edge/market"
 	"dazaar-edge/market/card"
 	"dazaar-edge/market/client"
 	"dazaar-edge/protocol/dht"
+	"dazaar-edge/protocol/noise"
+	"dazaar-edge/protocol/relay"
 	"dazaar-edge/protocol/replicate"
 	"dazaar-edge/protocol/secretstream"
 	"dazaar-edge/protocol/udx"
@@ -48,13 +50,19 @@ type Network struct {
 	joined chan struct{} // closed when the node is part of the network
 
 	mu     sync.Mutex
-	offers map[string]*dht.Listener // guarded by mu, by name
-	kept   []netip.AddrPort         // in the file; guarded by mu
+	offers map[string]*listening // guarded by mu, by name
+	kept   []netip.AddrPort      // in the file; guarded by mu
+}
+
+// listening is how an offer is reached.
+type listening struct {
+	*dht.Listener
+	relays []*relay.StreamListener // by TCP
 }
 
 // Open begins to become part of the network, and goes on with that for as long as it takes.
 func Open(cfg Config) (*Network, error) {
-	n := &Network{cfg: cfg, offers: map[string]*dht.Listener{}, joined: make(chan struct{})}
+	n := &Network{cfg: cfg, offers: map[string]*listening{}, joined: make(chan struct{})}
 	if cfg.File != "" {
 		b, err := os.ReadFile(cfg.File)
 		if err == nil {
@@ -121,6 +129,23 @@ func (n *Network) join(ctx context.Context) {
 			n.keep()
 			return
 		}
+	}
+}
+
+// errSilent says that the network cannot be had.
+var errSilent = fmt.Errorf("%w: no node of the network answers: where UDP is blocked, only relays that are reached by TCP help (--relay KEY@HOST:PORT, or the seller's card)", client.ErrUnreachable)
+
+// waitJoined waits until the node is part of the network, for so long as that takes usually.
+func (n *Network) waitJoined(ctx context.Context) error {
+	t := time.NewTimer(joinTime)
+	defer t.Stop()
+	select {
+	case <-n.joined:
+		return nil
+	case <-t.C:
+		return errSilent
+	case <-ctx.Done():
+		return fmt.Errorf("%w (%w)", errSilent, ctx.Err())
 	}
 }
 
@@ -192,10 +217,8 @@ func (n *Network) publish(ctx context.Context, name string, key ed25519.PrivateK
 
 // ShortCard returns the short card of a seller, as the network has it.
 func (n *Network) ShortCard(ctx context.Context, seller [32]byte) ([]byte, error) {
-	select {
-	case <-n.joined:
-	case <-ctx.Done():
-		return nil, fmt.Errorf("%w: no node of the network answers", client.ErrUnreachable)
+	if err := n.waitJoined(ctx); err != nil {
+		return nil, err
 	}
 	r, err := n.node.Mutable(ctx, seller, 0)
 	if err == nil {
@@ -207,27 +230,41 @@ func (n *Network) ShortCard(ctx context.Context, seller [32]byte) ([]byte, error
 	return r.Value, nil
 }
 
-// Listen makes an offer reachable by its key, and keeps the short form of its card, which
-// current returns signed, on the network.
-func (n *Network) Listen(name string, key ed25519.PrivateKey, current func() []byte) (*dht.Listener, error) {
-	l, err := n.node.Listen(dht.ListenConfig{Key: key, Relays: n.cfg.Relays})
+// Listen makes an offer reachable by its key, also through relays by TCP, and keeps the short
+// form of its card, which current returns signed, on the network.
+func (n *Network) Listen(name string, key ed25519.PrivateKey, current func() []byte) ([]market.Listener, error) {
+	var keys [][32]byte
+	for _, r := range n.cfg.Relays {
+		keys = append(keys, r.Key)
+	}
+	l, err := n.node.Listen(dht.ListenConfig{Key: key, Relays: keys})
 	if err != nil {
 		return nil, err
+	}
+	x := &listening{Listener: l}
+	all := []market.Listener{l}
+	for _, r := range n.cfg.Relays {
+		if r.TCP == "" {
+			continue
+		}
+		s := relay.ListenStream(relay.ListenStreamConfig{
+			Relay: relay.Address{Key: r.Key, TCP: r.TCP}, Secret: secretstream.Config{Pattern: noise.XX, Static: key, MaxMessage: replicate.MaxMessage}, Log: n.cfg.Log,
+		})
+		x.relays = append(x.relays, s)
+		all = append(all, s)
 	}
 	n.wg.Go(func() { n.publish(n.ctx, name, key, current) })
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.offers[name] = l
-	return l, nil
+	n.offers[name] = x
+	return all, nil
 }
 
 // Way is the way to a seller over the network.
 func (n *Network) Way() client.Way {
 	return client.Way{Name: "the network", Dial: func(ctx context.Context, key ed25519.PrivateKey, remote [32]byte) (*secretstream.Conn, error) {
-		select {
-		case <-n.joined:
-		case <-ctx.Done():
-			return nil, fmt.Errorf("no node of the network answers: %w", ctx.Err())
+		if err := n.waitJoined(ctx); err != nil {
+			return nil, err
 		}
 		return n.node.Dial(ctx, dht.DialConfig{
 			Through: n.relay(), Watch: true, Key: key, Remote: remote, Stream: udx.StreamConfig{MaxWindow: maxWindow}, Secret: secretstream.Config{MaxMessage: replicate.MaxMessage},
@@ -239,7 +276,7 @@ func (n *Network) Way() client.Way {
 // is none.
 func (n *Network) relay() (key [32]byte) {
 	if len(n.cfg.Relays) > 0 {
-		key = n.cfg.Relays[0]
+		key = n.cfg.Relays[0].Key
 	}
 	return key
 }
@@ -248,16 +285,10 @@ func (n *Network) relay() (key [32]byte) {
 const ByNetwork = "network"
 
 // BadAddress tells whether a text is neither HOST:PORT nor the network.
-func BadAddress(text string) bool {
-	if text == ByNetwork {
-		return false
-	}
-	host, port, err := net.SplitHostPort(text)
-	n, bad := strconv.ParseUint(port, 10, 16)
-	return err != nil || host == "" || bad != nil || n == 0
-}
+func BadAddress(text string) bool { return text != ByNetwork && configs.BadAddress(text) }
 
-// Ways are the ways by addresses, of which one may be ByNetwork.
+// Ways are the ways by addresses, of which one may be ByNetwork, and then those by relays that
+// are reached by TCP.
 func (n *Network) Ways(addresses []string) (out []client.Way) {
 	for _, a := range addresses {
 		if a == ByNetwork {
@@ -266,7 +297,36 @@ func (n *Network) Ways(addresses []string) (out []client.Way) {
 			out = append(out, client.TCP(nil, a)...)
 		}
 	}
+	return append(out, relayed(n.cfg.Relays)...)
+}
+
+// ByCard are the ways by the relays that a seller's card names.
+func (n *Network) ByCard(c *card.Card) []client.Way {
+	var all []configs.Relay
+	for _, text := range c.Relays[:min(len(c.Relays), configs.MaxRelays)] {
+		if r, err := configs.ParseRelay(text); err == nil && !slices.Contains(n.cfg.Relays, r) {
+			all = append(all, r)
+		}
+	}
+	return relayed(all)
+}
+
+// relayed are the ways by relays that are reached by TCP.
+func relayed(relays []configs.Relay) (out []client.Way) {
+	for _, r := range relays {
+		if r.TCP == "" {
+			continue
+		}
+		out = append(out, client.Way{Name: "relay " + r.TCP, Dial: func(ctx context.Context, key ed25519.PrivateKey, remote [32]byte) (*secretstream.Conn, error) {
+			return dialRelay(ctx, r, key, remote)
+		}})
+	}
 	return out
+}
+
+// dialRelay connects to a seller through a relay, by TCP.
+func dialRelay(ctx context.Context, r configs.Relay, key ed25519.PrivateKey, remote [32]byte) (*secretstream.Conn, error) {
+	return relay.Dial(ctx, relay.Address{Key: r.Key, TCP: r.TCP}, secretstream.Config{Pattern: noise.XX, Static: key, Remote: remote, MaxMessage: replicate.MaxMessage})
 }
 
 // Where says in words where an offer is sold: at a TCP address, over the network, or both.
@@ -295,8 +355,9 @@ type Status struct {
 
 // Offer says how an offer is announced.
 type Offer struct {
-	Announced string   `json:"announced,omitempty"` // when; none if it is not
-	Relays    []string `json:"relays,omitempty"`    // nodes that pass on what buyers say
+	Announced string   `json:"announced,omitempty"`  // when; none if it is not
+	Relays    []string `json:"relays,omitempty"`     // nodes that pass on what buyers say
+	TCP       []string `json:"tcp_relays,omitempty"` // relays through which it is reached by TCP
 	Error     string   `json:"error,omitempty"`
 }
 
@@ -335,6 +396,11 @@ func (n *Network) Offer(name string) *Offer {
 	for _, r := range a.Relays {
 		o.Relays = append(o.Relays, r.String())
 	}
+	for _, r := range l.relays {
+		if since, _ := r.Reached(); !since.IsZero() {
+			o.TCP = append(o.TCP, r.Relay().TCP)
+		}
+	}
 	return o
 }
 
@@ -360,11 +426,15 @@ func (s *Status) String() string {
 
 // String says in words how an offer is announced.
 func (o *Offer) String() string {
+	by := ""
+	if len(o.TCP) > 0 {
+		by = ", and by TCP through " + strings.Join(o.TCP, ", ")
+	}
 	switch {
 	case len(o.Relays) > 0 && o.Error == "":
-		return fmt.Sprintf("over the network, announced at %d nodes", len(o.Relays))
+		return fmt.Sprintf("over the network, announced at %d nodes%s", len(o.Relays), by)
 	case o.Error != "":
-		return "over the network, NOT ANNOUNCED: " + o.Error
+		return "over the network, NOT ANNOUNCED: " + o.Error + by
 	}
-	return "over the network, not announced yet"
+	return "over the network, not announced yet" + by
 }

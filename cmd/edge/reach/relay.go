@@ -17,8 +17,10 @@ import (
 	"strings"
 	"time"
 
+	"dazaar-edge/configs"
 	"dazaar-edge/protocol/dht"
 	"dazaar-edge/protocol/relay"
+	"dazaar-edge/protocol/secretstream"
 	"dazaar-edge/storage/durable"
 )
 
@@ -27,6 +29,7 @@ type RelayConfig struct {
 	KeyFile string // made if it is not there
 	// Listen is a UDP address; the relay's host must be reached there by anybody.
 	Listen    string
+	TCP       string   // TCP address for those whose UDP is blocked; "" is none
 	Bootstrap []string // none is the public network
 	Public    string   // ADDRESS:PORT where it is reached, if the network need not find that out
 	Limits    relay.ServerConfig
@@ -39,6 +42,7 @@ type relayReady struct {
 	Ready   bool   `json:"ready"`
 	Key     string `json:"relayKey"`
 	Address string `json:"address,omitempty"`
+	Relay   string `json:"relay"` // what network.relays names
 }
 
 // relayStats is what it prints from time to time.
@@ -102,6 +106,13 @@ func Relay(ctx context.Context, cfg RelayConfig, out io.Writer) (err error) {
 			return fmt.Errorf("%q is not an address and a port", cfg.Public)
 		}
 	}
+	var streams net.Listener
+	if cfg.TCP != "" {
+		if streams, err = net.Listen("tcp", cfg.TCP); err != nil {
+			return fmt.Errorf("%w: another address is named by --tcp, and --tcp none does without", err)
+		}
+		defer streams.Close()
+	}
 	node, err := dht.New(c)
 	if err != nil {
 		return err
@@ -127,10 +138,19 @@ func Relay(ctx context.Context, cfg RelayConfig, out io.Writer) (err error) {
 			return nil
 		}
 	}
-	ready := relayReady{Ready: true, Key: hex.EncodeToString(key[ed25519.SeedSize:])}
+	name := configs.Relay{Key: [32]byte(key[ed25519.SeedSize:])}
+	ready := relayReady{Ready: true, Key: name.String()}
 	if addr.IsValid() {
 		ready.Address = addr.String()
 	}
+	if streams != nil {
+		l := secretstream.Listen(streams, secretstream.ListenConfig{Config: relay.StreamConfig(key)})
+		served := make(chan error, 1)
+		go func() { served <- r.ServeStreams(l) }()
+		defer func() { err = errors.Join(err, l.Close()); <-served }()
+		name.TCP = streamAddress(streams.Addr(), addr)
+	}
+	ready.Relay = name.String()
 	enc := json.NewEncoder(out)
 	if err := enc.Encode(ready); err != nil {
 		return err
@@ -149,4 +169,17 @@ func Relay(ctx context.Context, cfg RelayConfig, out io.Writer) (err error) {
 			return err
 		}
 	}
+}
+
+// streamAddress is where a relay is reached by TCP: at the host that others see.
+func streamAddress(listens net.Addr, seen netip.AddrPort) string {
+	t, ok := listens.(*net.TCPAddr)
+	if !ok {
+		return listens.String()
+	}
+	a := t.AddrPort()
+	if a.Addr().IsUnspecified() && seen.IsValid() {
+		a = netip.AddrPortFrom(seen.Addr(), a.Port())
+	}
+	return a.String()
 }

@@ -18,6 +18,11 @@ func (t *Till) List(cfg *configs.Config, fc *configs.Feed) (out market.Listing) 
 	if p := cfg.Device.Place; p != nil {
 		c.Place = &card.Place{Lat: p.Lat, Lon: p.Lon}
 	}
+	if cfg.Network != nil {
+		for _, r := range cfg.Network.Relays {
+			c.Relays = append(c.Relays, r.String())
+		}
+	}
 	if p := fc.Price; p != nil {
 		w := card.Payment{Method: "lnd", Currency: "LightningSats", Unit: p.Unit, Interval: strconv.FormatUint(p.Interval, 10), Amount: p.Amount}
 		if p.Wall {

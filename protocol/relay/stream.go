@@ -1,0 +1,414 @@
+package relay
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"time"
+
+	"dazaar-edge/protocol/bucket"
+	"dazaar-edge/protocol/secretstream"
+)
+
+// Requests, and what is said on the connection of one who listens. All begin with one of
+// these bytes; see docs/relay.md.
+const (
+	opListen   = 0 // who has the key of the connection can be reached here
+	opDial     = 1 // key(32): a pipe to who listens under it
+	opTake     = 2 // token(32): the other end of a pipe that somebody dialed
+	opIncoming = 3 // token(32): somebody dialed
+	opPing     = 4 // answered by the same
+)
+
+// Answers to a request.
+const (
+	statusOK      = 0
+	statusUnknown = 1 // nobody listens under the key, or nobody waits with the token
+	statusBusy    = 2 // as many pipes as there may be
+)
+
+// Times of streams.
+const (
+	// requestTime is how long a client may take to say what it wants.
+	requestTime = 10 * time.Second
+	// takeTime is how long who listens may take to come.
+	takeTime = 10 * time.Second
+	// pingEvery is how often who listens says that it is there; the relay forgets it
+	// after idleTime without.
+	pingEvery = 30 * time.Second
+	idleTime  = 3*pingEvery + pongTime
+	pongTime  = 5 * time.Second
+	// paceTime is between looks whether there is room for what waits.
+	paceTime = 10 * time.Millisecond
+)
+
+// pipeBuffer is how much is passed on at once, and socketBuffer what may wait in each
+// direction of a socket, of which the kernel makes twice as much: what is in the relay comes
+// to a buyer after its seller ended the sale.
+const (
+	pipeBuffer   = 16 << 10
+	socketBuffer = 64 << 10
+)
+
+// seat is one who listens.
+type seat struct {
+	conn *secretstream.Conn
+	n    int // pipes, and those who wait for one; guarded by the server's mu
+}
+
+// meeting is one who dialed and waits for the other end.
+type meeting struct {
+	seat  *seat
+	taken chan net.Conn // room for one
+}
+
+// hall is what a server knows of streams. The server's mu guards it.
+type hall struct {
+	conns    map[io.Closer]bool
+	seats    map[[32]byte]*seat
+	meetings map[[32]byte]*meeting
+	pipes    int
+}
+
+// ServeStreams relays between those who connect to l by TCP, where UDP does not pass: until l
+// or the server is closed. l must be made with noise.IK and without keepalives, by
+// [StreamConfig].
+func (s *Server) ServeStreams(l *secretstream.Listener) error {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		s.mu.Lock()
+		ok := !s.closed
+		if ok {
+			s.hall.conns[c] = true
+			s.wg.Go(func() { s.stream(c) })
+		}
+		s.mu.Unlock()
+		if !ok {
+			c.Close()
+			return net.ErrClosed
+		}
+	}
+}
+
+// forget closes a connection.
+func (s *Server) forget(c io.Closer) {
+	c.Close()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.hall.conns, c)
+}
+
+// stream serves one connection.
+func (s *Server) stream(c *secretstream.Conn) {
+	defer s.forget(c)
+	late := time.AfterFunc(requestTime, func() { c.Close() })
+	m, err := c.ReadMessage()
+	if !late.Stop() || err != nil {
+		return
+	}
+	switch {
+	case len(m) >= 1 && m[0] == opListen:
+		s.listen(c)
+	case len(m) >= 33 && m[0] == opDial:
+		s.dial(c, [32]byte(m[1:33]))
+	case len(m) >= 33 && m[0] == opTake:
+		s.take(c, [32]byte(m[1:33]))
+	}
+}
+
+// listen serves one who listens, until it goes, or comes again.
+func (s *Server) listen(c *secretstream.Conn) {
+	key, x := c.Remote(), &seat{conn: c}
+	s.mu.Lock()
+	old := s.hall.seats[key]
+	full := old == nil && len(s.hall.seats) >= s.cfg.Pairs
+	if full {
+		s.stats.Refused++
+	} else {
+		s.hall.seats[key] = x
+	}
+	s.mu.Unlock()
+	if full {
+		c.WriteMessage([]byte{statusBusy}) //nolint:errcheck // it goes
+		return
+	}
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.hall.seats[key] == x {
+			delete(s.hall.seats, key)
+		}
+	}()
+	if old != nil {
+		old.conn.Close()
+	}
+	if c.WriteMessage([]byte{statusOK}) != nil {
+		return
+	}
+	idle := time.AfterFunc(idleTime, func() { c.Close() })
+	defer idle.Stop()
+	for {
+		m, err := c.ReadMessage()
+		if err != nil {
+			return
+		}
+		idle.Reset(idleTime)
+		if m[0] == opPing && c.WriteMessage([]byte{opPing}) != nil {
+			return
+		}
+	}
+}
+
+// dial serves one who wants who listens under a key.
+func (s *Server) dial(c *secretstream.Conn, key [32]byte) {
+	var token [32]byte
+	rand.Read(token[:]) //nolint:errcheck // it never fails
+	m := &meeting{taken: make(chan net.Conn, 1)}
+	status := byte(statusOK)
+	s.mu.Lock()
+	m.seat = s.hall.seats[key]
+	switch {
+	case m.seat == nil:
+		status = statusUnknown
+	case m.seat.n >= s.cfg.PairsPerClient || s.used() >= s.cfg.Pairs:
+		status = statusBusy
+	default:
+		m.seat.n++
+		s.hall.meetings[token] = m
+	}
+	if status != statusOK {
+		s.stats.Refused++
+	}
+	s.mu.Unlock()
+	if status != statusOK {
+		c.WriteMessage([]byte{status}) //nolint:errcheck // it goes
+		return
+	}
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		m.seat.n--
+	}()
+	other := s.meet(m, token)
+	if other == nil {
+		c.WriteMessage([]byte{statusUnknown}) //nolint:errcheck // it goes
+		return
+	}
+	defer s.forget(other)
+	if c.WriteMessage([]byte{statusOK}) != nil {
+		return
+	}
+	raw, err := detach(c)
+	if err != nil {
+		return
+	}
+	defer s.forget(raw)
+	s.mu.Lock()
+	s.stats.Paired++
+	s.hall.pipes++
+	closed := s.closed
+	s.hall.conns[raw] = true
+	s.mu.Unlock()
+	if !closed {
+		s.pipe(raw, other)
+	}
+	s.mu.Lock()
+	s.hall.pipes--
+	s.mu.Unlock()
+}
+
+// meet calls who listens, and waits until it comes; nil if it does not.
+func (s *Server) meet(m *meeting, token [32]byte) net.Conn {
+	err := m.seat.conn.WriteMessage(append([]byte{opIncoming}, token[:]...))
+	t := time.NewTimer(takeTime)
+	defer t.Stop()
+	if err == nil {
+		select {
+		case other := <-m.taken:
+			return other
+		case <-t.C:
+		case <-s.stop:
+		}
+	}
+	s.mu.Lock()
+	waits := s.hall.meetings[token] == m
+	delete(s.hall.meetings, token)
+	s.mu.Unlock()
+	if waits {
+		return nil
+	}
+	return <-m.taken // it is just coming
+}
+
+// take serves one who comes for somebody who dialed.
+func (s *Server) take(c *secretstream.Conn, token [32]byte) {
+	s.mu.Lock()
+	m := s.hall.meetings[token]
+	ok := m != nil && m.seat.conn.Remote() == c.Remote()
+	if ok {
+		delete(s.hall.meetings, token)
+	}
+	s.mu.Unlock()
+	if !ok {
+		c.WriteMessage([]byte{statusUnknown}) //nolint:errcheck // it goes
+		return
+	}
+	var raw net.Conn
+	defer func() { m.taken <- raw }()
+	if c.WriteMessage([]byte{statusOK}) != nil {
+		return
+	}
+	other, err := detach(c)
+	if err != nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.hall.conns[other] = true
+	if raw = other; s.closed {
+		other.Close()
+	}
+}
+
+// detach makes a pipe of a connection.
+func detach(c *secretstream.Conn) (net.Conn, error) {
+	raw, err := c.Detach()
+	if err != nil {
+		return nil, err
+	}
+	if t, ok := raw.(*net.TCPConn); ok {
+		err = errors.Join(t.SetReadBuffer(socketBuffer), t.SetWriteBuffer(socketBuffer))
+	}
+	if err != nil {
+		raw.Close()
+	}
+	return raw, err
+}
+
+// used returns how many pairs there are, and who waits for one. mu is held.
+func (s *Server) used() int {
+	return len(s.pairs) + len(s.waiting) + len(s.hall.meetings) + s.hall.pipes
+}
+
+// pipe passes on what two connections say, until both have ended.
+func (s *Server) pipe(a, b net.Conn) {
+	p := s.newPace()
+	if s.cfg.Time > 0 {
+		defer time.AfterFunc(s.cfg.Time, func() { a.Close(); b.Close() }).Stop()
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() { s.pass(p, a, b) })
+	wg.Go(func() { s.pass(p, b, a) })
+	wg.Wait()
+}
+
+// pass passes on what one side says, to its end.
+func (s *Server) pass(p *pace, from, to net.Conn) {
+	err := s.copy(p, from, to)
+	if half, ok := to.(interface{ CloseWrite() error }); !errors.Is(err, io.EOF) || !ok || half.CloseWrite() != nil {
+		from.Close()
+		to.Close()
+	}
+}
+
+func (s *Server) copy(p *pace, from, to net.Conn) error {
+	b := make([]byte, pipeBuffer)
+	for {
+		if err := from.SetReadDeadline(time.Now().Add(quietTime)); err != nil {
+			return err
+		}
+		n, err := from.Read(b)
+		if n > 0 {
+			if err := s.wait(p, n); err != nil {
+				return err
+			}
+			if err := to.SetWriteDeadline(time.Now().Add(quietTime)); err != nil {
+				return err
+			}
+			if _, err := to.Write(b[:n]); err != nil {
+				return err
+			}
+			s.mu.Lock()
+			s.stats.Bytes += uint64(n)
+			s.mu.Unlock()
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// wait waits until so many bytes may be passed on.
+func (s *Server) wait(p *pace, n int) error {
+	for !p.allow(n) {
+		select {
+		case <-time.After(paceTime):
+		case <-s.stop:
+			return net.ErrClosed
+		}
+	}
+	return nil
+}
+
+// pace is how fast may be passed on between two ends.
+type pace struct {
+	s    *Server
+	mu   sync.Mutex
+	rate *bucket.Bucket // nil is no limit; guarded by mu
+}
+
+func (s *Server) newPace() *pace {
+	p := &pace{s: s}
+	if s.cfg.PairRate > 0 {
+		p.rate = bucket.New(s.cfg.PairRate, burst(s.cfg.PairRate), time.Now())
+	}
+	return p
+}
+
+// allow tells whether so many bytes may be passed on now.
+func (p *pace) allow(n int) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now, s := time.Now(), p.s
+	if p.rate != nil && !p.rate.TakeN(now, float64(n)) {
+		return false
+	}
+	if s.all == nil {
+		return true
+	}
+	s.allMu.Lock()
+	defer s.allMu.Unlock()
+	return s.all.TakeN(now, float64(n))
+}
+
+// errStream is of an answer that says nothing.
+var errStream = errors.New("relay: not an answer")
+
+// ask says what is wanted, and reads whether that is done.
+func ask(ctx context.Context, c *secretstream.Conn, m []byte) error {
+	stop := context.AfterFunc(ctx, func() { c.Close() })
+	defer stop()
+	err := c.WriteMessage(m)
+	var answer []byte
+	if err == nil {
+		answer, err = c.ReadMessage()
+	}
+	switch {
+	case ctx.Err() != nil:
+		err = context.Cause(ctx)
+	case err != nil:
+	case len(answer) != 1:
+		err = errStream
+	case answer[0] == statusUnknown:
+		err = ErrUnknown
+	case answer[0] != statusOK:
+		err = ErrRefused
+	}
+	return err
+}
