@@ -19,7 +19,7 @@ import (
 const (
 	// nextWay is after how long without a connection the next way is tried as well, and
 	// reachTime bounds an attempt where there are several.
-	nextWay   = time.Second
+	nextWay   = 500 * time.Millisecond
 	reachTime = 45 * time.Second
 	// soonLook is when one who goes by another way than the best first looks for a better
 	// one.
@@ -239,7 +239,7 @@ func (m *mover) settle(v *visit) *visit {
 	switch {
 	case m.c.current == m.next:
 		v = m.next
-		m.c.log.Info("moved to a better address of the seller", "address", v.name)
+		m.c.log.Info("moved to a better way to the seller", "way", v.name)
 	case time.Since(m.next.since) > agreeTime:
 		m.next.mux.Close()
 	default:
@@ -270,6 +270,7 @@ func (m *mover) instead() *visit {
 		return nil
 	}
 	m.c.enter(v)
+	m.c.log.Info("moved to a better way to the seller", "way", v.name)
 	m.forget()
 	return v
 }

@@ -24,7 +24,7 @@ type receiver struct {
 
 	ackDue    bool
 	unsaid    int   // packets that came since something was acknowledged
-	heardAt   int64 // when something came last
+	heardAt   int64 // when something came last that was no copy
 	candidate candidate
 }
 

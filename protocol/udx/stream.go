@@ -198,7 +198,8 @@ func (s *Stream) Alive() bool {
 	return s.err == nil && !s.over
 }
 
-// Heard returns how long ago something came from the other side.
+// Heard returns how long ago something came from the other side, but for copies of what came
+// before: those show no way to it.
 func (s *Stream) Heard() time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -219,8 +220,7 @@ func (s *Stream) packet(sock *Socket, from netip.AddrPort, b []byte) {
 		s.ackDue = s.ackDue || h.flags&(flagData|flagEnd) != 0
 		return
 	}
-	now := s.ep.now()
-	s.heardAt = now
+	now, una := s.ep.now(), s.una
 	s.hearFirst()
 	if h.flags&flagDestroy != 0 {
 		if !before(h.seq, s.expect) && (known || s.path.sock == nil || s.candidate.is(sock, from)) {
@@ -229,6 +229,10 @@ func (s *Stream) packet(sock *Socket, from netip.AddrPort, b []byte) {
 		return
 	}
 	s.acknowledged(h, blocks, now)
+	// Who sends the same again and again does not hear us.
+	if again := h.flags&(flagData|flagEnd) != 0 && before(h.seq, s.expect); !again || s.una != una {
+		s.heardAt = now
+	}
 	switch {
 	case h.flags&(flagData|flagEnd) != 0:
 		s.ackDue = true

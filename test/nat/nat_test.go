@@ -27,7 +27,7 @@ const lab = "../../../shared/labs/natlab/natlab"
 // programs are the two kinds of peers, each by role.
 type programs map[string]string
 
-var ours, stock programs
+var ours, stock, product programs
 
 // TestMain builds our program.
 func TestMain(m *testing.M) {
@@ -61,10 +61,19 @@ func TestMain(m *testing.M) {
 			fmt.Println(err)
 			return 1
 		}
-		ours, stock = programs{}, programs{}
+		edge := exec.Command("go", "build", "-tags", "nethttpomithttp2", "-o", dir+"/edge", "../../cmd/edge")
+		edge.Env = build.Env
+		if out, err := edge.CombinedOutput(); err != nil {
+			fmt.Printf("%s\n%v\n", out, err)
+			return 1
+		}
+		ours, stock, product = programs{}, programs{}, programs{}
 		for _, role := range []string{"bootstrap", "relay", "seller", "buyer", "follower"} {
 			ours[role] = fmt.Sprintf("exec %s/node %s", dir, role)
 			stock[role] = fmt.Sprintf("export LAB_NODE_MODULES=%s; exec node %s/%s.js", modules, js, role)
+		}
+		for _, role := range []string{"relay", "seller", "buyer"} {
+			product[role] = fmt.Sprintf("export EDGE=%s/edge EDGE_DIR=%s; exec %s/node edge-%s", dir, dir, dir, role)
 		}
 		here, err := filepath.Abs("relay.js")
 		if err != nil {
@@ -89,6 +98,7 @@ type result struct {
 	Error   string  `json:"error"`
 	Gap     float64 `json:"gap_s"`
 	Dials   int     `json:"dials"`
+	Lines   int     `json:"lines"`
 }
 
 // pair is a seller and a buyer behind routers.
@@ -97,6 +107,7 @@ type pair struct {
 	sells, buys   programs
 	network       programs
 	relay         programs // nil is none
+	tcp           bool     // the relay is reached by TCP, too
 	tries         int
 	more          []string // options
 	want          string   // how it goes in the end; "" is not looked at
@@ -112,6 +123,9 @@ func run(t *testing.T, p pair) []result {
 	with := ""
 	if p.relay != nil {
 		with = "export USE_RELAY=1; "
+		if p.tcp {
+			with = "export USE_RELAY=tcp; "
+		}
 		args = append(args, "--relay-cmd", p.relay["relay"])
 	}
 	args = append(args, "--seller-cmd", with+p.sells["seller"], "--buyer-cmd", with+p.buys["buyer"])
@@ -255,6 +269,42 @@ func TestFaults(t *testing.T) {
 				t.Errorf("%+v", r)
 			}
 		})
+	}
+}
+
+// TestEdge: the program itself, bought from end to end; by TCP through its relay where UDP is
+// blocked.
+func TestEdge(t *testing.T) {
+	for _, p := range []pair{
+		{seller: "cone", buyer: "cone", want: "the network"},
+		{seller: "symmetric", buyer: "symmetric", relay: product, want: "the network"},
+		{seller: "udp-blocked", buyer: "cone", relay: product, tcp: true, want: "relay 5.20.1.2:443"},
+		{seller: "cone", buyer: "udp-blocked", relay: product, tcp: true, want: "relay 5.20.1.2:443"},
+		{seller: "udp-blocked", buyer: "udp-blocked", relay: product, tcp: true, want: "relay 5.20.1.2:443"},
+		{seller: "cgnat-sym", buyer: "udp-blocked", relay: product, tcp: true, want: "relay 5.20.1.2:443"},
+		{seller: "udp-blocked", buyer: "symmetric", relay: product, tcp: true, want: "relay 5.20.1.2:443"},
+	} {
+		t.Run(p.seller+","+p.buyer, func(t *testing.T) {
+			p.sells, p.buys, p.network, p.tries = product, product, ours, 1
+			p.more = []string{"--nodes", "8"}
+			if *all {
+				p.tries = 5
+			}
+			connects(t, p)
+		})
+	}
+}
+
+// TestHandOver: a buyer whose UDP is blocked buys by TCP, moves to the network when UDP
+// passes, and back when it is blocked again: no block is missing, none comes twice.
+func TestHandOver(t *testing.T) {
+	buys := programs{"buyer": "iptables -A OUTPUT -p udp -j DROP; export RUN_S=75; " + product["buyer"]}
+	r := run(t, pair{seller: "cone", buyer: "cone", sells: product, buys: buys, network: ours, relay: product, tcp: true, tries: 1, more: []string{
+		"--nodes", "8", "--timeout", "150", "--scenario", "sleep 5; $NATLAB_CTL exec buyer iptables -D OUTPUT -p udp -j DROP; sleep 50; $NATLAB_CTL exec buyer iptables -A OUTPUT -p udp -j DROP",
+	}})[0]
+	t.Logf("%d readings by %d connections, first after %.0f ms, at most %.1f s without", r.Lines, r.Dials, r.Connect, r.Gap)
+	if !r.OK || r.Path != "relay 5.20.1.2:443" || r.Dials != 3 || r.Gap > 8 {
+		t.Errorf("%+v", r)
 	}
 }
 

@@ -41,6 +41,12 @@ func main() {
 		err = buyer(ctx)
 	case "follower":
 		err = follower(ctx)
+	case "edge-relay":
+		err = edgeRelay(ctx)
+	case "edge-seller":
+		err = edgeSeller(ctx)
+	case "edge-buyer":
+		err = edgeBuyer(ctx)
 	default:
 		err = fmt.Errorf("no role %q", role)
 	}
@@ -183,6 +189,7 @@ type followed struct {
 	Dials   int     `json:"dials"`
 	Mbps    float64 `json:"mbps"`
 	Path    string  `json:"path"`
+	Error   string  `json:"error,omitempty"`
 	Elapsed int64   `json:"elapsed_ms"`
 }
 
