@@ -32,6 +32,8 @@ const (
 	pingFirst = 10 * time.Second
 	pingTries = 3
 	closeTime = 2 * time.Second
+	// closedTime is for how long it is remembered that the way was closed once.
+	closedTime = time.Hour
 )
 
 // announce keeps the key announced until the listener is closed.
@@ -76,6 +78,7 @@ func (l *Listener) announceOnce(ctx context.Context) error {
 	}
 	// Those that are closest and answer; others follow where one does not.
 	var relays []packet.Relays
+	nodes = slices.DeleteFunc(nodes, func(r *rpc.Reply) bool { return len(nodes) > packet.MaxRelays && l.doubts.odd[r.From] >= maxOdd })
 	for len(nodes) > 0 && len(relays) < packet.MaxRelays {
 		k := min(packet.MaxRelays-len(relays), len(nodes))
 		some := nodes[:k]
@@ -95,8 +98,18 @@ func (l *Listener) announceOnce(ctx context.Context) error {
 		return rpc.ErrTimeout
 	}
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.relays = relays
+	former := l.former
+	l.former, l.relays = l.relays, relays
+	var left []netip.AddrPort // buyers who ask there would wait for nothing
+	for _, r := range former {
+		if !l.knows(r.Relay) {
+			left = append(left, r.Relay)
+		}
+	}
+	l.mu.Unlock()
+	for _, to := range left {
+		l.spawn(func() { l.unannounceAt(ctx, to) })
+	}
 	return nil
 }
 
@@ -131,7 +144,8 @@ func (l *Listener) stay() {
 		l.mu.Unlock()
 		var wg sync.WaitGroup
 		var mu sync.Mutex
-		alive, moved := 0, false
+		alive := 0
+		var moved []netip.AddrPort
 		for _, r := range relays {
 			wg.Go(func() {
 				reply, err := n.rpc.Ask(l.ctx, rpc.Ask{To: r.Relay, Internal: true, Command: packet.Ping, Tries: pingTries})
@@ -139,7 +153,9 @@ func (l *Listener) stay() {
 				defer mu.Unlock()
 				if err == nil {
 					alive++
-					moved = moved || reply.To != r.Peer
+					if reply.To != r.Peer {
+						moved = append(moved, r.Relay)
+					}
 				}
 			})
 		}
@@ -147,7 +163,7 @@ func (l *Listener) stay() {
 		if l.ctx.Err() != nil {
 			return
 		}
-		if moved {
+		if len(moved) > 0 && l.believe(moved, len(relays)) {
 			n.pinged(every, false)
 			return // relays forward to where we are no longer
 		}
@@ -161,6 +177,50 @@ func (l *Listener) stay() {
 		every = n.pingEvery()
 		t.Reset(every)
 	}
+}
+
+// doubts are what is remembered of relays that say that we moved: some may lie, to keep us
+// busy. The goroutine that announces owns it.
+type doubts struct {
+	odd  map[netip.AddrPort]int // how often they alone said so
+	at   time.Time              // when it was believed last
+	wait time.Duration          // until it is believed again
+}
+
+const (
+	// maxOdd is how often one relay alone is believed; then it is left out.
+	maxOdd    = 3
+	maxDoubts = 64
+	// moveLeast and moveMost are between announcements for that reason.
+	moveLeast = time.Second
+	moveMost  = time.Minute
+	moveCalm  = 10 * time.Minute
+)
+
+// believe tells whether the key must be announced again as some of the relays see us elsewhere.
+func (l *Listener) believe(who []netip.AddrPort, of int) bool {
+	d := &l.doubts
+	now := time.Now()
+	since := now.Sub(d.at)
+	if since > moveCalm {
+		d.wait = 0
+	}
+	least := d.wait
+	if len(who) == 1 && of > 1 {
+		if d.odd == nil || len(d.odd) >= maxDoubts {
+			d.odd = map[netip.AddrPort]int{}
+		}
+		least = max(least, moveMost*time.Duration(d.odd[who[0]]))
+		if since < least {
+			return false
+		}
+		d.odd[who[0]]++
+	}
+	if since < least {
+		return false
+	}
+	d.at, d.wait = now, min(max(2*d.wait, moveLeast), moveMost)
+	return true
 }
 
 // pingEvery returns how often relays are pinged.
@@ -178,13 +238,17 @@ func (n *Node) pingEvery() time.Duration {
 func (n *Node) pinged(after time.Duration, still bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	now := time.Now()
 	if still {
+		if now.Sub(n.closedAt) > closedTime {
+			n.everMost = 0 // the router may be another one
+		}
 		if n.everMost == 0 || after+after/4 < n.everMost {
 			n.every = max(n.every, min(after+after/4, pingMost))
 		}
 		return
 	}
-	n.everMost = after
+	n.everMost, n.closedAt = after, now
 	n.every = max(after/2, pingLeast)
 }
 
@@ -212,6 +276,13 @@ func (l *Listener) Announce() {
 // unannounce takes the announcement back, if that is possible at once.
 func (l *Listener) unannounce() {
 	relays := l.relayAddrs()
+	l.mu.Lock()
+	for _, r := range l.former {
+		if !slices.Contains(relays, r.Relay) {
+			relays = append(relays, r.Relay)
+		}
+	}
+	l.mu.Unlock()
 	ctx, cancel := context.WithTimeout(l.n.ctx, closeTime)
 	defer cancel()
 	var wg sync.WaitGroup

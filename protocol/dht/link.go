@@ -3,6 +3,7 @@ package dht
 import (
 	"context"
 	"crypto/ed25519"
+	"errors"
 	"io"
 	"net/netip"
 	"sync"
@@ -21,10 +22,11 @@ type link struct {
 	ready chan struct{} // closed when it is made, or failed
 
 	// Constant once ready is closed.
-	err    error
-	conn   *secretstream.Conn
-	stream *udx.Stream
-	client *relay.Client
+	err     error
+	foreign bool // others named it
+	conn    *secretstream.Conn
+	stream  *udx.Stream
+	client  *relay.Client
 
 	users int       // guarded by links.mu
 	idle  time.Time // when the last one left; guarded by links.mu
@@ -42,10 +44,14 @@ const (
 	linkTime = 5 * time.Second
 	// linkIdle is how long a connection with a relay stays that nobody uses.
 	linkIdle = 30 * time.Second
+	// detourTime is how long a relay may take until both ends have met there.
+	detourTime = 15 * time.Second
+	// maxForeign is with how many relays there may be connections that others name.
+	maxForeign = 8
 )
 
 // use returns a connection with a relay; leave must follow.
-func (n *Node) useRelay(ctx context.Context, key [32]byte) (*link, error) {
+func (n *Node) useRelay(ctx context.Context, key [32]byte, foreign bool) (*link, error) {
 	s := &n.links
 	s.mu.Lock()
 	l := s.all[key]
@@ -54,6 +60,10 @@ func (n *Node) useRelay(ctx context.Context, key [32]byte) (*link, error) {
 		l = nil
 	}
 	if l == nil {
+		if foreign && !s.mayFollow() {
+			s.mu.Unlock()
+			return nil, errForeign
+		}
 		if s.key == nil { // relays learn nothing by it
 			var seed [ed25519.SeedSize]byte
 			if _, err := io.ReadFull(n.cfg.Rand, seed[:]); err != nil {
@@ -62,7 +72,7 @@ func (n *Node) useRelay(ctx context.Context, key [32]byte) (*link, error) {
 			}
 			s.key = ed25519.NewKeyFromSeed(seed[:])
 		}
-		l = &link{key: key, ready: make(chan struct{})}
+		l = &link{key: key, foreign: foreign, ready: make(chan struct{})}
 		if s.all == nil {
 			s.all = map[[32]byte]*link{}
 		}
@@ -127,6 +137,7 @@ func (n *Node) runLink(l *link, own ed25519.PrivateKey) {
 		}
 	}
 	close(l.ready)
+	defer n.forgetLink(l)
 	if l.err != nil {
 		return
 	}
@@ -143,13 +154,36 @@ func (n *Node) runLink(l *link, own ed25519.PrivateKey) {
 		}
 		n.links.mu.Lock()
 		done := l.users == 0 && time.Since(l.idle) > linkIdle
-		if done {
+		if done { // before anybody comes
 			delete(n.links.all, l.key)
 		}
 		n.links.mu.Unlock()
 		if done {
 			return
 		}
+	}
+}
+
+// errForeign says that a relay that the other side names is not used.
+var errForeign = errors.New("dht: too many relays of others")
+
+// mayFollow tells whether one more relay may be used that others name. mu is held.
+func (s *links) mayFollow() bool {
+	k := 0
+	for _, l := range s.all {
+		if l.foreign {
+			k++
+		}
+	}
+	return k < maxForeign
+}
+
+// forgetLink forgets a connection with a relay that is over.
+func (n *Node) forgetLink(l *link) {
+	n.links.mu.Lock()
+	defer n.links.mu.Unlock()
+	if n.links.all[l.key] == l {
+		delete(n.links.all, l.key)
 	}
 }
 
@@ -164,9 +198,11 @@ type detour struct {
 }
 
 // detour asks a relay for a way to the other end, who must do the same. near is told where
-// the relay is, before packets may come from there.
+// the relay is, before packets may come from there. Who is initiator named the relay.
 func (n *Node) detour(ctx context.Context, through packet.RelayThrough, initiator bool, stream uint32, near func(netip.AddrPort)) (*detour, error) {
-	l, err := n.useRelay(ctx, through.PublicKey)
+	ctx, cancel := context.WithTimeout(ctx, detourTime)
+	defer cancel()
+	l, err := n.useRelay(ctx, through.PublicKey, !initiator)
 	if err != nil {
 		return nil, err
 	}
@@ -182,7 +218,6 @@ func (n *Node) detour(ctx context.Context, through packet.RelayThrough, initiato
 
 // end gives the way by the relay up.
 func (d *detour) end() {
-
 	d.link.client.Unpair(d.token)
 	d.n.leaveRelay(d.link)
 }

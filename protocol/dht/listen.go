@@ -5,8 +5,10 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -46,13 +48,14 @@ type Listener struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 	again  chan struct{} // announce at once; room for one
+	doubts doubts        // owned by the goroutine that announces
 
 	mu       sync.Mutex
 	closed   bool // guarded by mu, like all below
 	sessions map[[32]byte]*session
 	byID     map[uint64]*session
-	nextID   uint64
 	relays   []packet.Relays // where it is announced
+	former   []packet.Relays // and was before that
 	state    Announced
 	counts   secretstream.Counts
 	streams  map[*udx.Stream]bool // of those who connected
@@ -165,18 +168,23 @@ func (l *Listener) onHandshake(in *rpc.Incoming, h *packet.Handshake, client net
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if s := l.sessions[key]; s != nil {
-		if s.noise != nil {
+		if s.noise != nil && s.copies < maxCopies {
+			s.copies++
 			s.answer(back)
 		}
 		return
 	}
-	if l.closed || len(l.sessions) >= l.cfg.Pending || !l.n.allow(client.Addr()) {
+	// Anybody may say that he passes on what another one says.
+	charged := []netip.Addr{client.Addr()}
+	if in.From.Addr() != client.Addr() && !l.knows(in.From) {
+		charged = append(charged, in.From.Addr())
+	}
+	if l.closed || len(l.sessions) >= l.cfg.Pending || l.crowd(client.Addr()) >= max(l.cfg.Pending/4, 4) || !l.n.allow(charged...) {
 		l.counts.Refused++
 		return
 	}
 	l.counts.Admitted++
-	l.nextID++
-	s := &session{l: l, id: l.nextID, key: key, first: back, heard: make(chan struct{}), stop: make(chan struct{}), met: make(chan struct{}), last: time.Now()}
+	s := &session{l: l, id: l.newID(), network: network(client.Addr()), key: key, first: back, heard: make(chan struct{}), stop: make(chan struct{}), met: make(chan struct{}), last: time.Now()}
 	l.sessions[key], l.byID[s.id] = s, s
 	message := append([]byte(nil), h.Noise...)
 	l.wg.Go(func() {
@@ -191,19 +199,50 @@ func (l *Listener) onHandshake(in *rpc.Incoming, h *packet.Handshake, client net
 	})
 }
 
+// newID returns a number for a session, which nobody guesses. mu is held.
+func (l *Listener) newID() uint64 {
+	for {
+		id := uint64(1<<31 | rand.Uint32()>>1)
+		if l.byID[id] == nil {
+			return id
+		}
+	}
+}
+
+// crowd returns how many sessions a host's network has. mu is held.
+func (l *Listener) crowd(host netip.Addr) (n int) {
+	of := network(host)
+	for _, s := range l.sessions {
+		if s.network == of {
+			n++
+		}
+	}
+	return n
+}
+
+// network returns that of a host.
+func network(host netip.Addr) netip.Prefix {
+	p, _ := host.Prefix(24)
+	return p
+}
+
 // onRound takes a round of hole punching.
 func (l *Listener) onRound(in *rpc.Incoming, h *packet.Holepunch, client netip.AddrPort) {
 	l.mu.Lock()
 	s := l.byID[h.ID]
-	if s == nil || s.rounds >= maxRounds || s.puncher == nil {
+	if s == nil || s.rounds >= maxRounds || s.puncher == nil || s.noise == nil {
 		l.mu.Unlock()
 		return
 	}
+	r, err := s.secret.Open(h.Payload)
+	if err != nil {
+		l.mu.Unlock()
+		return // it is not from who shook hands
+	}
 	s.rounds++
 	l.mu.Unlock()
-	payload := append([]byte(nil), h.Payload...)
 	back := way{in: *in, mode: h.Mode, client: client}
-	l.spawn(func() { s.round(back, payload) })
+	l.spawn(func() { s.round(back, r) })
 }
 
 // relayAddrs returns where the key is announced.
@@ -216,16 +255,17 @@ func (l *Listener) relayAddrs() (out []netip.AddrPort) {
 	return out
 }
 
-// isRelay tells whether a node is one of those at which the key is announced.
+// isRelay tells whether a node is one of those at which the key is announced, or was.
 func (l *Listener) isRelay(a netip.AddrPort) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, r := range l.relays {
-		if r.Relay == a {
-			return true
-		}
-	}
-	return false
+	return l.knows(a)
+}
+
+// knows is isRelay with mu held.
+func (l *Listener) knows(a netip.AddrPort) bool {
+	is := func(r packet.Relays) bool { return r.Relay == a }
+	return slices.ContainsFunc(l.relays, is) || slices.ContainsFunc(l.former, is)
 }
 
 // Announced returns how the key is announced.

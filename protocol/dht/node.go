@@ -73,6 +73,7 @@ type Node struct {
 	total     *bucket.Bucket              // what all of them may
 	every     time.Duration               // between pings of relays
 	everMost  time.Duration               // after so long the way was closed once; 0 is never
+	closedAt  time.Time                   // when that was
 	wg        sync.WaitGroup              // see spawn
 }
 
@@ -204,16 +205,16 @@ const (
 	allBurst = 200
 )
 
-// allow tells whether a network may ask for something that costs much.
-func (n *Node) allow(from netip.Addr) bool {
-	p, err := from.Prefix(24)
-	if err != nil {
-		return false
-	}
+// allow tells whether the networks of hosts may ask for something that costs much.
+func (n *Node) allow(hosts ...netip.Addr) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	now := time.Now()
-	return bucket.Take(now, n.asking.Get(p, now), n.total)
+	pass := []*bucket.Bucket{n.total}
+	for _, h := range hosts {
+		pass = append(pass, n.asking.Get(network(h), now))
+	}
+	return bucket.Take(now, pass...)
 }
 
 // addresses returns those of this machine that others in its networks may reach.

@@ -41,6 +41,8 @@ type session struct {
 	// Guarded by the listener's mu.
 	puncher *punch.Puncher
 	rounds  int
+	copies  int // of its first message
+	network netip.Prefix
 	last    time.Time // when it was heard of
 	stopped bool
 	thrice  bool // it has taken the throttle
@@ -62,8 +64,12 @@ const (
 	callTime = 300 * time.Millisecond
 	// guessTime is how long guessing ports may take.
 	guessTime = 40 * time.Second
-	// maxRounds is how many rounds of punching a client may ask for.
+	// maxRounds is how many rounds of punching a client may ask for, and maxCopies how
+	// many of its first messages are answered.
 	maxRounds = 10
+	maxCopies = 32
+	// sessionTime bounds all of it.
+	sessionTime = 60 * time.Second
 )
 
 // run takes a handshake, and hands a connection on if it becomes one, which it tells.
@@ -295,6 +301,7 @@ func (s *session) wait(keys *noise.Result) bool {
 	}()
 	t := time.NewTicker(connectTime / 4)
 	defer t.Stop()
+	end := time.Now().Add(sessionTime)
 	stop := s.stop
 	var came <-chan struct{}
 	if keys != nil {
@@ -319,7 +326,7 @@ func (s *session) wait(keys *noise.Result) bool {
 			if s.thrice {
 				limit = guessTime
 			}
-			late := time.Since(s.last) > limit
+			late := time.Since(s.last) > limit || time.Now().After(end)
 			l.mu.Unlock()
 			if !late {
 				continue
@@ -380,12 +387,8 @@ func (s *session) open(keys *noise.Result) bool {
 func (s *session) token(host netip.Addr) *[32]byte { return punchToken(s.tokenKey, host) }
 
 // round takes one round of punching, and answers it.
-func (s *session) round(w way, sealed []byte) {
+func (s *session) round(w way, r packet.Round) {
 	l, n := s.l, s.l.n
-	r, err := s.secret.Open(sealed)
-	if err != nil {
-		return
-	}
 	l.mu.Lock()
 	p := s.puncher
 	s.last = time.Now()
@@ -451,6 +454,7 @@ func (s *session) round(w way, sealed []byte) {
 func (s *session) mayGuess() bool {
 	s.l.mu.Lock()
 	defer s.l.mu.Unlock()
-	s.thrice = s.thrice || s.l.n.throttle.Take()
+	// Who is over gives nothing back any more.
+	s.thrice = s.thrice || s.puncher != nil && s.l.n.throttle.Take()
 	return s.thrice
 }

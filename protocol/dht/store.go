@@ -26,10 +26,14 @@ func newCache[K comparable, V any](most int, age time.Duration) cache[K, V] {
 
 func (c *cache[K, V]) turn(now time.Time) {
 	for range 2 {
-		if since := now.Sub(c.turned); since < c.age*2/3 && len(c.young) < c.most/2 {
+		since := now.Sub(c.turned)
+		if since < c.age*2/3 && len(c.young) < c.most/2 {
 			return
 		}
-		c.old, c.young, c.turned = c.young, map[K]V{}, now
+		if c.turned = now; since >= c.age*4/3 {
+			c.turned = now.Add(-c.age * 2 / 3) // both halves are too old
+		}
+		c.old, c.young = c.young, map[K]V{}
 	}
 }
 
@@ -117,7 +121,7 @@ func (n *Node) serve(in *rpc.Incoming) {
 	case packet.MutablePut:
 		n.onPut(in)
 	case packet.ImmutablePut:
-		if len(in.Value) == 0 || len(in.Value) > MaxValue || packet.Target(in.Value) != in.Target || !n.rpc.MayWrite(in) {
+		if len(in.Value) == 0 || len(in.Value) > MaxValue || packet.Target(in.Value) != in.Target || !n.rpc.MayWrite(in) || !n.allow(in.From.Addr()) {
 			return
 		}
 		s.mu.Lock()

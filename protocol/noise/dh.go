@@ -74,18 +74,26 @@ func (d *dh) DH(seed, public []byte) ([]byte, error) {
 	if len(seed) != ed25519.SeedSize {
 		return nil, fmt.Errorf("noise: a seed has %d bytes, this one has %d", ed25519.SeedSize, len(seed))
 	}
-	if d.point == nil || !bytes.Equal(d.public, public) {
-		p, err := parsePoint(public)
-		if err != nil {
-			return nil, err
-		}
-		d.public, d.point = bytes.Clone(public), p
+	if err := d.check(public); err != nil {
+		return nil, err
 	}
 	s, err := scalar(seed)
 	if err != nil {
 		return nil, err
 	}
 	return new(edwards25519.Point).ScalarMult(s, d.point).Bytes(), nil
+}
+
+// check fails if a public key is none.
+func (d *dh) check(public []byte) error {
+	if d.point != nil && bytes.Equal(d.public, public) {
+		return nil
+	}
+	p, err := parsePoint(public)
+	if err == nil {
+		d.public, d.point = bytes.Clone(public), p
+	}
+	return err
 }
 
 func (*dh) DHLen() int     { return KeySize }

@@ -77,6 +77,7 @@ type Result struct {
 // initiator's. It is not safe for concurrent use.
 type Handshake struct {
 	cfg   Config
+	dh    *dh
 	state *flynn.HandshakeState
 	done  *Result
 }
@@ -92,8 +93,9 @@ func New(cfg Config) (*Handshake, error) {
 	if cfg.Rand == nil {
 		cfg.Rand = rand.Reader
 	}
+	h := &Handshake{cfg: cfg, dh: &dh{}}
 	c := flynn.Config{
-		CipherSuite:   flynn.NewCipherSuite(&dh{}, flynn.CipherChaChaPoly, flynn.HashBLAKE2b),
+		CipherSuite:   flynn.NewCipherSuite(h.dh, flynn.CipherChaChaPoly, flynn.HashBLAKE2b),
 		Random:        cfg.Rand,
 		Pattern:       flynn.HandshakeXX,
 		Initiator:     cfg.Initiator,
@@ -106,11 +108,11 @@ func New(cfg Config) (*Handshake, error) {
 			c.PeerStatic = cfg.Remote[:]
 		}
 	}
-	s, err := flynn.NewHandshakeState(c)
-	if err != nil {
+	var err error
+	if h.state, err = flynn.NewHandshakeState(c); err != nil {
 		return nil, fmt.Errorf("noise: %w", err)
 	}
-	return &Handshake{cfg: cfg, state: s}, nil
+	return h, nil
 }
 
 // Write appends the next message to out.
@@ -130,6 +132,13 @@ func (h *Handshake) Write(out, payload []byte) ([]byte, error) {
 func (h *Handshake) Read(message []byte) ([]byte, error) {
 	if h.done != nil || (h.state.MessageIndex()%2 == 0) == h.cfg.Initiator {
 		return nil, ErrState
+	}
+	// The state is lost when an ephemeral key turns out to be none half-way: then no other
+	// message, by another way, could be read any more.
+	if h.state.MessageIndex() < 2 && len(message) >= KeySize {
+		if err := h.dh.check(message[:KeySize]); err != nil {
+			return nil, fmt.Errorf("noise: %s message %d: %w", h.cfg.Pattern, h.state.MessageIndex(), err)
+		}
 	}
 	payload, a, b, err := h.state.ReadMessage(nil, message)
 	if err != nil {

@@ -33,7 +33,7 @@ var allowed = map[string][]string{
 	"protocol/udx":           {},
 	"protocol/simnet":        {},
 	"protocol/dht/packet":    {"protocol/compact"},
-	"protocol/dht/rpc":       {"protocol/dht/packet", "protocol/udx"},
+	"protocol/dht/rpc":       {"protocol/bucket", "protocol/dht/packet", "protocol/udx"},
 	"protocol/punch":         {"protocol/dht/packet", "protocol/udx"},
 	"protocol/relay":         {"protocol/bucket", "protocol/compact", "protocol/mux", "protocol/noise", "protocol/secretstream", "protocol/udx"},
 	"protocol/dht":           {"protocol/mux", "protocol/relay", "protocol/bucket", "protocol/compact", "protocol/dht/packet", "protocol/dht/rpc", "protocol/noise", "protocol/punch", "protocol/secretstream", "protocol/udx"},

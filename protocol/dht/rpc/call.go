@@ -153,14 +153,15 @@ func (n *Node) answered(s *udx.Socket, r *packet.Response, from netip.AddrPort) 
 		n.mu.Unlock()
 		return
 	}
+	delete(n.calls, callKey{r.TID, from}) // it answers once
 	rep := &Reply{Response: *r, From: from, Socket: s, RTT: time.Since(c.sent)}
 	rep.Value = bytes.Clone(r.Value)
 	if r.Flags&packet.HasID != 0 && r.ID == packet.NodeID(from) {
 		rep.Node = r.ID
-		n.seen(r.ID, from)
+		n.seen(r.ID, from, true)
 	}
 	if s == n.socket() {
-		n.sample(rep.To)
+		n.sample(from.Addr(), rep.To)
 	}
 	n.mu.Unlock()
 	select {

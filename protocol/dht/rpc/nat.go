@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -13,31 +14,45 @@ import (
 	"dazaar-edge/protocol/dht/packet"
 )
 
-// sampler tells from what others see where we are. It forgets what was before the last
-// samples, so that no verdict stays that is no longer true.
-type sampler struct {
-	last [16]netip.AddrPort
-	n    int // in all
+// sampler tells from what others see where we are: by the newest word of each of the hosts
+// that spoke last, so that nobody has more than one vote, and no verdict stays that is no
+// longer true.
+type sampler struct{ votes []vote }
+
+// vote is where a host sees us.
+type vote struct {
+	by netip.Addr
+	us netip.AddrPort
+	at time.Time
 }
 
-func (s *sampler) add(a netip.AddrPort) {
-	s.last[s.n%len(s.last)] = a
-	s.n++
+// maxVotes is of how many hosts, and voteTime for how long.
+const (
+	maxVotes = 16
+	voteTime = 30 * time.Minute
+)
+
+func (s *sampler) add(by netip.Addr, us netip.AddrPort, now time.Time) {
+	s.votes = slices.DeleteFunc(s.votes, func(v vote) bool { return v.by == by || now.Sub(v.at) > voteTime })
+	if len(s.votes) >= maxVotes {
+		s.votes = slices.Delete(s.votes, 0, 1)
+	}
+	s.votes = append(s.votes, vote{by, us, now})
 }
 
 // verdict returns our address: with a port if most see the same, with port 0 if they see
 // the same host and several ports, or one that is not valid.
 func (s *sampler) verdict() netip.AddrPort {
-	n := min(s.n, len(s.last))
+	n := len(s.votes)
 	var best netip.AddrPort
 	hits, hostHits := 0, 0
-	for _, a := range s.last[:n] {
-		k, h := 0, 0
-		for _, b := range s.last[:n] {
-			if a == b {
+	for _, x := range s.votes {
+		a, k, h := x.us, 0, 0
+		for _, y := range s.votes {
+			if a == y.us {
 				k++
 			}
-			if a.Addr() == b.Addr() {
+			if a.Addr() == y.us.Addr() {
 				h++
 			}
 		}
@@ -64,11 +79,11 @@ func (s *sampler) verdict() netip.AddrPort {
 }
 
 // sample takes where another node sees us. mu is held.
-func (n *Node) sample(a netip.AddrPort) {
+func (n *Node) sample(by netip.Addr, a netip.AddrPort) {
 	if !a.IsValid() || a.Addr().IsUnspecified() || n.cfg.Public.IsValid() {
 		return
 	}
-	n.samples.add(a)
+	n.samples.add(by, a, time.Now())
 	is := n.samples.verdict()
 	if !is.IsValid() || is == n.known {
 		return
@@ -76,9 +91,16 @@ func (n *Node) sample(a netip.AddrPort) {
 	was := n.known
 	n.known = is
 	if was.IsValid() && was != is {
-		n.checkAt = time.Time{}
-		if n.open && is != netip.AddrPortFrom(was.Addr(), n.server.LocalAddr().Port()) {
+		now := time.Now()
+		switch {
+		case !n.open:
+			n.checkAt = time.Time{}
+		case is.Addr() != was.Addr():
 			n.shut()
+			n.checkAt = now.Add(spokenTime) // whom we spoke to may be let in by a router
+		case is.Port() != n.server.LocalAddr().Port():
+			n.shut()
+			n.checkAt = now.Add(checkEvery) // the router has its way with ports
 		}
 		if f := n.changed; f != nil {
 			n.spawnLocked(f)
@@ -88,7 +110,7 @@ func (n *Node) sample(a netip.AddrPort) {
 
 // shut takes back that others reach the server socket. mu is held.
 func (n *Node) shut() {
-	n.open, n.persists = false, false
+	n.open, n.persists, n.misses = false, false, 0
 	n.samples = sampler{}
 }
 
@@ -222,16 +244,67 @@ func (n *Node) resolve(ctx context.Context, names bool) (asked bool) {
 	return asked
 }
 
+// recent is a set of hosts that forgets: those of spokenTime at least are in it.
+type recent struct {
+	young, old map[netip.Addr]bool
+	turned     time.Time
+}
+
+const (
+	// spokenTime is for how long a router may let those in whom we spoke to.
+	spokenTime = 5 * time.Minute
+	// maxSpoken bounds how many hosts are remembered: twice as many.
+	maxSpoken = 2048
+)
+
+func (r *recent) add(a netip.Addr, now time.Time) {
+	if r.young == nil || now.Sub(r.turned) > spokenTime || len(r.young) >= maxSpoken {
+		if r.old = r.young; now.Sub(r.turned) > 2*spokenTime {
+			r.old = nil
+		}
+		r.young, r.turned = map[netip.Addr]bool{}, now
+	}
+	r.young[a] = true
+}
+
+func (r *recent) has(a netip.Addr, now time.Time) bool {
+	since := now.Sub(r.turned)
+	return r.young[a] && since <= 2*spokenTime || r.old[a] && since <= spokenTime
+}
+
+// strangers returns nodes that answered once, to which the server socket sent nothing lately:
+// no router lets them in there for our sake. Those that were asked the last time are left out,
+// if there are others.
+func (n *Node) strangers() (out []netip.AddrPort) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	now := time.Now()
+	var all []netip.AddrPort
+	for _, e := range n.table.newest(n.table.n) {
+		all = append(all, e.addr)
+	}
+	if len(all) == 0 {
+		all = slices.Clone(n.first)
+	}
+	all = slices.DeleteFunc(all, func(a netip.AddrPort) bool { return n.spoken.has(a.Addr(), now) })
+	others := slices.DeleteFunc(slices.Clone(all), func(a netip.AddrPort) bool { return slices.Contains(n.checked, a) })
+	if len(others) >= checkWide {
+		all = others
+	}
+	n.checked = all[:min(len(all), checkWide)]
+	return n.checked
+}
+
+// checkWide is how many nodes are asked whether the server socket is reached.
+const checkWide = 5
+
 // reachable finds out whether others can send to the server socket, who were never sent
 // anything from it: they are asked to answer there.
 func (n *Node) reachable(ctx context.Context) {
 	if n.cfg.Public.IsValid() {
 		return
 	}
-	ask := n.Recent(5, 0)
-	if len(ask) == 0 {
-		ask = n.bootstrapNodes()
-	}
+	ask := n.strangers()
 	port := n.server.LocalAddr().Port()
 	var came atomic.Int32
 	results := make(chan struct{}, len(ask))
@@ -239,7 +312,7 @@ func (n *Node) reachable(ctx context.Context) {
 	for _, to := range ask {
 		n.spawn(func() {
 			defer func() { results <- struct{}{} }()
-			r, err := n.Ask(ctx, Ask{To: to, Internal: true, Command: packet.PingNAT, Value: value, Tries: 2})
+			r, err := n.Ask(ctx, Ask{To: to, Internal: true, Command: packet.PingNAT, Value: value, Tries: 2, Socket: n.client})
 			if err == nil && r.Socket == n.server {
 				came.Add(1)
 			}
@@ -257,11 +330,11 @@ func (n *Node) reachable(ctx context.Context) {
 	now := time.Now()
 	need := min(3, len(ask))
 	a := n.known
-	switch ok := len(ask) > 0 && int(came.Load()) >= need && a.IsValid(); {
+	switch ok := len(ask) > 0 && int(came.Load()) >= need && a.IsValid() && a.Port() != 0; {
 	case ok && !n.open:
 		// The port that others see must be ours, which is known when requests leave the
 		// server socket.
-		n.open, n.openSince = true, now
+		n.open, n.openSince, n.misses = true, now, 0
 		n.samples = sampler{}
 		n.known = netip.AddrPortFrom(a.Addr(), port)
 		n.checkAt = now.Add(checkEvery)
@@ -272,10 +345,18 @@ func (n *Node) reachable(ctx context.Context) {
 			n.spawnLocked(f) // others should know
 		}
 	case ok:
+		n.misses = 0
 		n.checkAt = now.Add(checkEvery)
-	case n.open && len(ask) > 0:
-		n.shut()
+	case n.open:
 		n.checkAt = now.Add(checkSoon)
+		if len(ask) == 0 {
+			break // nobody can tell
+		}
+		// Those that were asked may be gone, or lie: others are asked, too.
+		if n.misses++; n.misses >= 2 {
+			n.shut()
+			n.checkAt = now.Add(spokenTime)
+		}
 	default:
 		n.checkAt = now.Add(checkEvery)
 		if len(ask) < 3 {
@@ -284,21 +365,14 @@ func (n *Node) reachable(ctx context.Context) {
 	}
 }
 
-// bootstrapNodes returns the nodes to begin with.
-func (n *Node) bootstrapNodes() []netip.AddrPort {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.first
-}
-
-// seen notes that a node is there. mu is held.
-func (n *Node) seen(id packet.ID, a netip.AddrPort) {
-	oldest, full := n.table.see(id, a, time.Now())
+// seen notes that a node is there, and whether it answered. mu is held.
+func (n *Node) seen(id packet.ID, a netip.AddrPort, told bool) {
+	oldest, full := n.table.see(id, a, time.Now(), told)
 	if full && n.persists && time.Since(oldest.seen) > refreshEvery {
-		n.check(oldest, &entry{id: id, addr: a})
+		n.check(oldest, &entry{id: id, addr: a, told: told})
 	} else if full && time.Since(oldest.seen) > 2*refreshEvery {
 		n.table.drop(oldest.id) // nobody needs it: it is as good as gone
-		n.table.see(id, a, time.Now())
+		n.table.see(id, a, time.Now(), told)
 	}
 }
 
@@ -317,7 +391,7 @@ func (n *Node) check(e entry, instead *entry) {
 			n.lost(e.id)
 			if instead != nil {
 				n.mu.Lock()
-				n.table.see(instead.id, instead.addr, time.Now())
+				n.table.see(instead.id, instead.addr, time.Now(), instead.told)
 				n.mu.Unlock()
 			}
 		}

@@ -19,6 +19,7 @@ import (
 	"sync"
 	"time"
 
+	"dazaar-edge/protocol/bucket"
 	"dazaar-edge/protocol/dht/packet"
 	"dazaar-edge/protocol/udx"
 )
@@ -63,6 +64,7 @@ type Node struct {
 	cancel         context.CancelFunc
 	wg             sync.WaitGroup // see spawn
 	slots          chan struct{}  // requests on their way
+	delayed        chan struct{}  // pings that are answered later
 	secret         [32]byte       // for tokens
 	begun          time.Time
 
@@ -75,7 +77,10 @@ type Node struct {
 	open      bool
 	openSince time.Time
 	checkAt   time.Time
-	probed    map[uint16]bool // tids of pings that must come to the server socket
+	misses    int                         // checks that failed, one after the other
+	checked   []netip.AddrPort            // who was asked at the last one
+	spoken    recent                      // hosts that the server socket sent something to
+	answers   *bucket.Keyed[netip.Prefix] // what those may get who did not show that they receive it
 	persists  bool
 	first     []netip.AddrPort // the nodes to begin with, resolved
 	refreshAt time.Time
@@ -109,7 +114,8 @@ func New(cfg Config) (*Node, error) {
 			return udx.ListenUDP(netip.AddrPortFrom(host, port), lean)
 		}
 	}
-	n := &Node{cfg: cfg, log: cfg.Log, calls: map[callKey]*call{}, probed: map[uint16]bool{}, slots: make(chan struct{}, maxCalls), begun: time.Now()}
+	n := &Node{cfg: cfg, log: cfg.Log, calls: map[callKey]*call{}, slots: make(chan struct{}, maxCalls), delayed: make(chan struct{}, maxDelayed), begun: time.Now()}
+	n.answers = bucket.NewKeyed[netip.Prefix](answerRate, answerBurst)
 	var b [2]byte
 	for _, p := range [][]byte{n.secret[:], b[:], n.table.id[:]} {
 		if _, err := io.ReadFull(cfg.Rand, p); err != nil {
@@ -257,6 +263,9 @@ func (n *Node) Recent(most, skip int) []netip.AddrPort {
 // send writes a datagram. No lock is held.
 func (n *Node) send(s *udx.Socket, b []byte, to netip.AddrPort, ttl int) {
 	n.mu.Lock()
+	if s == n.server {
+		n.spoken.add(to.Addr(), time.Now())
+	}
 	n.traffic.Sent++
 	n.traffic.SentBytes += uint64(len(b)) + udpOverhead
 	n.mu.Unlock()

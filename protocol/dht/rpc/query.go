@@ -29,12 +29,15 @@ const (
 	queryWide  = 10
 	// maxVisits is how many nodes are asked in one query.
 	maxVisits = 200
+	// hearsayTries is how often a node is asked that another one named.
+	hearsayTries = 2
 )
 
 // candidate is a node that a query has heard of.
 type candidate struct {
-	id   packet.ID
-	addr netip.AddrPort
+	id      packet.ID
+	addr    netip.AddrPort
+	hearsay bool // another node named it
 }
 
 // visited is what became of a question.
@@ -64,14 +67,14 @@ func (n *Node) Query(ctx context.Context, q Query) ([]*Reply, error) {
 	n.mu.Unlock()
 	w.heard[self] = true
 	for _, e := range known {
-		w.hear(e.addr)
+		w.hear(e.addr, false)
 	}
 	for _, a := range q.Seeds {
-		w.hear(a)
+		w.hear(a, false)
 	}
 	if len(known) < rowSize {
 		for _, a := range first {
-			w.hear(a)
+			w.hear(a, false)
 		}
 	}
 	done := make(chan visited, 2*maxVisits) // nobody waits with it
@@ -83,9 +86,13 @@ func (n *Node) Query(ctx context.Context, q Query) ([]*Reply, error) {
 				break
 			}
 			open++
+			tries := q.Tries
+			if c.hearsay {
+				tries = min(tries, hearsayTries)
+			}
 			n.spawn(func() {
 				r, err := n.Ask(inner, Ask{
-					To: c.addr, Internal: q.Internal, Command: q.Command, Target: &q.Target, Value: q.Value, HasValue: q.HasValue, Tries: q.Tries,
+					To: c.addr, Internal: q.Internal, Command: q.Command, Target: &q.Target, Value: q.Value, HasValue: q.HasValue, Tries: tries,
 					Slow: func() { done <- visited{of: c, slow: true} },
 				})
 				done <- visited{reply: r, err: err, of: c}
@@ -147,11 +154,11 @@ var strange = func() map[netip.AddrPort]bool {
 var strangeHost = netip.MustParseAddr("150.136.142.116")
 
 // hear notes a node, and tells whether it is worth asking.
-func (w *walk) hear(a netip.AddrPort) bool {
+func (w *walk) hear(a netip.AddrPort, hearsay bool) bool {
 	if w.heard[a] || a.Port() == 0 || !a.Addr().Is4() || a.Addr().IsUnspecified() || a.Addr().IsMulticast() || strange[a] || a.Addr() == strangeHost {
 		return true
 	}
-	c := candidate{packet.NodeID(a), a}
+	c := candidate{packet.NodeID(a), a, hearsay}
 	if !w.near(c.id) {
 		return false
 	}
@@ -188,8 +195,8 @@ func (w *walk) take(r *Reply) {
 		w.best = slices.Insert(w.best, i, r)
 		w.best = w.best[:min(len(w.best), rowSize)]
 	}
-	for _, a := range r.Closer {
-		if !w.hear(a) {
+	for _, a := range r.Closer[:min(len(r.Closer), rowSize)] {
+		if !w.hear(a, true) {
 			break
 		}
 	}

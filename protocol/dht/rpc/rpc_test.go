@@ -8,40 +8,69 @@ import (
 	"dazaar-edge/protocol/dht/packet"
 )
 
-// TestSampler: the verdict is that of most, and follows when they see something else.
+// TestSampler: the verdict is that of most hosts, each of which has one vote, and follows when
+// they see something else.
 func TestSampler(t *testing.T) {
 	var s sampler
+	now := time.Now()
+	host := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{5, 5, 5, byte(i)}) }
+	all := func(see func(i int) netip.AddrPort) {
+		for i := range maxVotes {
+			s.add(host(i), see(i), now)
+		}
+	}
 	a, b := netip.MustParseAddrPort("1.1.1.1:5"), netip.MustParseAddrPort("2.2.2.2:6")
 	if s.verdict().IsValid() {
 		t.Error("a verdict of nothing")
 	}
-	for range 100 {
-		s.add(a)
+	all(func(int) netip.AddrPort { return a })
+	if got := s.verdict(); got != a {
+		t.Error(got)
+	}
+	for range 100 { // one who lies, and says it often
+		s.add(host(200), b, now)
 	}
 	if got := s.verdict(); got != a {
 		t.Error(got)
 	}
-	s.add(b) // one who lies
-	if got := s.verdict(); got != a {
-		t.Error(got)
-	}
-	for range len(s.last) {
-		s.add(b)
-	}
+	all(func(int) netip.AddrPort { return b })
 	if got := s.verdict(); got != b {
 		t.Errorf("it stays with %v", got)
 	}
-	for port := range uint16(len(s.last)) {
-		s.add(netip.AddrPortFrom(a.Addr(), 1000+port))
-	}
+	all(func(i int) netip.AddrPort { return netip.AddrPortFrom(a.Addr(), uint16(1000+i)) })
 	if got := s.verdict(); got != netip.AddrPortFrom(a.Addr(), 0) {
 		t.Errorf("%v where each sees another port", got)
 	}
-	for i := range byte(len(s.last)) {
-		s.add(netip.AddrPortFrom(netip.AddrFrom4([4]byte{9, 9, 9, i}), 7))
-	}
+	all(func(i int) netip.AddrPort { return netip.AddrPortFrom(host(i), 7) })
 	if got := s.verdict(); got.IsValid() {
 		t.Errorf("%v where each sees another host", got)
+	}
+	now = now.Add(2 * voteTime)
+	s.add(host(1), a, now)
+	if got := s.verdict(); got != a {
+		t.Errorf("%v, which is what was seen long ago", got)
+	}
+}
+
+// TestRecent: a host is remembered for the time that it must be, and not for ever.
+func TestRecent(t *testing.T) {
+	var r recent
+	now, a, b := time.Now(), netip.MustParseAddr("1.1.1.1"), netip.MustParseAddr("2.2.2.2")
+	r.add(a, now)
+	for range 59 {
+		now = now.Add(spokenTime / 60)
+		r.add(b, now)
+		if !r.has(a, now) {
+			t.Fatal("forgotten too early")
+		}
+	}
+	now = now.Add(3 * spokenTime)
+	if r.has(a, now) || r.has(b, now) {
+		t.Error("it does not forget")
+	}
+	r.add(b, now)
+	if r.has(a, now) || !r.has(b, now) {
+		t.Error("it has another one")
 	}
 }
 
@@ -53,7 +82,7 @@ func TestTable(t *testing.T) {
 	full := 0
 	for i := range 2000 {
 		a := netip.AddrPortFrom(netip.AddrFrom4([4]byte{5, byte(i >> 8), byte(i), 1}), 49737)
-		if _, ok := x.see(packet.NodeID(a), a, now.Add(time.Duration(i))); ok {
+		if _, ok := x.see(packet.NodeID(a), a, now.Add(time.Duration(i)), true); ok {
 			full++
 		}
 	}

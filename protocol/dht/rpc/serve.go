@@ -10,14 +10,17 @@ import (
 	"dazaar-edge/protocol/dht/packet"
 )
 
-// maxDelay is how long a ping may ask its answer to wait.
-const maxDelay = 10 * time.Second
+// maxDelay is how long a ping may ask its answer to wait, and maxDelayed how many may wait.
+const (
+	maxDelay   = 10 * time.Second
+	maxDelayed = 16
+)
 
 // asked answers a request, or has [Config.Handle] do so.
 func (n *Node) asked(in *Incoming) {
 	if in.Flags&packet.HasID != 0 && in.ID == packet.NodeID(in.From) {
 		n.mu.Lock()
-		n.seen(in.ID, in.From)
+		n.seen(in.ID, in.From, false)
 		n.mu.Unlock()
 	}
 	if in.Flags&packet.Internal == 0 {
@@ -60,13 +63,13 @@ func (n *Node) later(in *Incoming) {
 		return
 	}
 	select {
-	case n.slots <- struct{}{}:
+	case n.delayed <- struct{}{}:
 	default:
 		return
 	}
 	in = &Incoming{Request: packet.Request{Flags: packet.Internal, TID: in.TID, Command: in.Command}, Socket: in.Socket, From: in.From}
 	n.spawn(func() {
-		defer func() { <-n.slots }()
+		defer func() { <-n.delayed }()
 		select {
 		case <-time.After(d):
 			n.Answer(in, Answer{})
@@ -128,7 +131,33 @@ func (n *Node) answer(in *Incoming, a Answer, to netip.AddrPort) {
 	if a.Value != nil || a.HasValue {
 		r.Flags |= packet.HasValue
 	}
-	n.send(in.Socket, r.Append(nil), to, 0)
+	b := r.Append(nil)
+	if in.Flags&packet.HasToken == 0 && !n.mayAnswer(to.Addr(), len(b)) {
+		// Much is answered there already, which perhaps nobody asked for.
+		r.Flags &^= packet.HasNodes | packet.HasValue
+		r.Closer, r.Value = nil, nil
+		b = r.Append(nil)
+	}
+	n.send(in.Socket, b, to, 0)
+}
+
+// How many bytes a network is answered, in a second and at once, that did not show that it
+// receives them: a request may come from somewhere else than it says.
+const (
+	answerRate  = 32 << 10
+	answerBurst = 256 << 10
+)
+
+// mayAnswer tells whether so much may be answered to a host.
+func (n *Node) mayAnswer(host netip.Addr, size int) bool {
+	p, err := host.Prefix(24)
+	if err != nil {
+		return false
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	now := time.Now()
+	return n.answers.Get(p, now).TakeN(now, float64(size))
 }
 
 // tokenTime is how long a token is given out. It is good for as long again.

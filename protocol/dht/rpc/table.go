@@ -25,6 +25,7 @@ type entry struct {
 	id   packet.ID
 	addr netip.AddrPort
 	seen time.Time
+	told bool // it answered a request of ours
 }
 
 // closer compares the distances of a and b to a target.
@@ -46,16 +47,17 @@ func (t *table) row(id packet.ID) int {
 	return -1 // ourselves
 }
 
-// see notes that a node is there. If its row is full it returns the oldest node of that,
+// see notes that a node is there, and whether it answered. If its row is full it returns the oldest node of that,
 // whose place it may have if that one is gone.
-func (t *table) see(id packet.ID, addr netip.AddrPort, now time.Time) (oldest entry, full bool) {
+func (t *table) see(id packet.ID, addr netip.AddrPort, now time.Time, told bool) (oldest entry, full bool) {
 	k := t.row(id)
 	if k < 0 {
 		return entry{}, false
 	}
 	row := t.rows[k]
 	if i := slices.IndexFunc(row, func(e entry) bool { return e.id == id }); i >= 0 {
-		row = append(slices.Delete(row, i, i+1), entry{id, addr, now})
+		told = told || row[i].told
+		row = append(slices.Delete(row, i, i+1), entry{id, addr, now, told})
 		t.rows[k] = row
 		return entry{}, false
 	}
@@ -65,7 +67,7 @@ func (t *table) see(id packet.ID, addr netip.AddrPort, now time.Time) (oldest en
 	if t.rows == nil {
 		t.rows = map[int][]entry{}
 	}
-	t.rows[k] = append(row, entry{id, addr, now})
+	t.rows[k] = append(row, entry{id, addr, now, told})
 	t.n++
 	return entry{}, false
 }
@@ -86,9 +88,9 @@ func (t *table) closest(target packet.ID, most int) []entry {
 	return all[:min(most, len(all))]
 }
 
-// newest returns the nodes that were seen last, the newest first.
+// newest returns the nodes that were seen last, of those that answered, the newest first.
 func (t *table) newest(most int) []entry {
-	all := t.all()
+	all := slices.DeleteFunc(t.all(), func(e entry) bool { return !e.told })
 	slices.SortFunc(all, func(a, b entry) int {
 		if c := b.seen.Compare(a.seen); c != 0 {
 			return c
@@ -112,6 +114,6 @@ func (t *table) become(id packet.ID) {
 	slices.SortFunc(all, func(a, b entry) int { return a.seen.Compare(b.seen) })
 	*t = table{id: id}
 	for _, e := range all {
-		t.see(e.id, e.addr, e.seen)
+		t.see(e.id, e.addr, e.seen, e.told)
 	}
 }
