@@ -110,6 +110,9 @@ func (d *dialing) onPacket(s *udx.Socket, from netip.AddrPort) {
 	if at := d.near.Load(); at != nil && *at == from {
 		return // that is no direct way
 	}
+	if d.stream.Bound() {
+		return // it follows what is authentic
+	}
 	select {
 	case d.early <- punch.Path{Socket: s, Remote: from}:
 	default:

@@ -399,11 +399,11 @@ func (c *Conn) Write(buf []byte, size int, to netip.AddrPort, ttl int) error {
 // LocalAddr returns the address of the host and the port.
 func (c *Conn) LocalAddr() netip.AddrPort { return netip.AddrPortFrom(c.h.Addr(), c.port) }
 
-// Fragment lets what is too large pass.
-func (c *Conn) Fragment() {
+// Fragment lets what is too large pass, or does not.
+func (c *Conn) Fragment(may bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.fragment = true
+	c.fragment = may
 }
 
 // Close closes the socket.

@@ -153,7 +153,7 @@ func (b *bbr) checkRTT(s sample) {
 	if s.rtt > 0 && (b.minRTT == 0 || s.rtt <= b.minRTT || expired) {
 		b.minRTT, b.minRTTAt = s.rtt, s.now
 	}
-	if expired && b.state != bbrProbeRTT {
+	if expired && b.state != bbrProbeRTT && !s.limited { // who had nothing to send has just seen it
 		b.prior = max(b.prior, b.window)
 		b.state, b.pacingGain, b.windowGain, b.probeDone = bbrProbeRTT, 1, 1, 0
 	}

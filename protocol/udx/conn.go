@@ -19,8 +19,8 @@ type PacketConn interface {
 	Write(buf []byte, size int, to netip.AddrPort, ttl int) error
 	// LocalAddr is where it is bound; its address may be unspecified.
 	LocalAddr() netip.AddrPort
-	// Fragment allows packets to be fragmented from now on.
-	Fragment()
+	// Fragment says whether packets may be fragmented from now on; at first not.
+	Fragment(bool)
 	Close() error
 }
 

@@ -40,10 +40,14 @@ func (u *udp) control(f func(fd int)) {
 	}
 }
 
-// Fragment lets routers cut what is too large for them.
-func (u *udp) Fragment() {
+// Fragment lets routers cut what is too large for them, or does not.
+func (u *udp) Fragment(may bool) {
+	how := unix.IP_PMTUDISC_PROBE
+	if may {
+		how = unix.IP_PMTUDISC_DONT
+	}
 	u.control(func(fd int) {
-		unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT) //nolint:errcheck // then they drop it
+		unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, how) //nolint:errcheck // then they drop it
 	})
 }
 

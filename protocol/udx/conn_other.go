@@ -9,7 +9,7 @@ type offload struct{}
 func (*udp) setup(bool) {}
 
 // Fragment is for Linux only; elsewhere the system does as it likes.
-func (*udp) Fragment() {}
+func (*udp) Fragment(bool) {}
 
 func (u *udp) Read(buf []byte) (n, size int, from netip.AddrPort, err error) {
 	n, from, err = u.ReadFromUDPAddrPort(buf)

@@ -48,7 +48,7 @@ func (nowhere) Write(b []byte, size int, _ netip.AddrPort, _ int) error {
 	return nil
 }
 func (nowhere) LocalAddr() netip.AddrPort { return netip.AddrPort{} }
-func (nowhere) Fragment()                 {}
+func (nowhere) Fragment(bool)             {}
 func (n nowhere) Close() error            { close(n.closed); return nil }
 
 // FuzzStream: whatever packets come, and whenever, a stream keeps its books.
@@ -69,17 +69,24 @@ func FuzzStream(f *testing.F) {
 		if err := s.Bind(sock, from, 7); err != nil {
 			t.Fatal(err)
 		}
-		s.SetDeadline(time.Unix(1, 0)) // nothing waits
 		buf := make([]byte, 1<<10)
 		for len(script) >= 7 {
 			op, typ, seq, ack, n := script[0], script[1], int8(script[2]), script[3], int(script[4])
-			k := block{uint32(script[5]), uint32(script[5]) + uint32(script[6])}
+			k := block{s.una + uint32(int8(script[5])), s.una + uint32(int8(script[5])) + uint32(script[6])}
+			if op >= 128 { // anything else
+				k = block{uint32(script[5]) << 24, uint32(script[5])<<24 + uint32(script[6])<<23}
+			}
 			script = script[7:]
 			switch op % 5 {
 			case 0:
-				s.Write(buf[:n*4]) //nolint:errcheck // the buffer may be full
+				s.Write(buf[:min(n*4, s.cfg.SendBuffer-s.Backlog())]) //nolint:errcheck // it may be over
 			case 1:
-				s.Read(buf) //nolint:errcheck // there may be nothing
+				s.mu.Lock()
+				some := s.in.n > 0
+				s.mu.Unlock()
+				if some {
+					s.Read(buf) //nolint:errcheck // it may be over
+				}
 			case 2:
 				s.mu.Lock()
 				e.begun = e.begun.Add(-time.Duration(n) * 100 * time.Millisecond)

@@ -10,10 +10,14 @@ const (
 
 // acknowledged takes what a packet says about ours. mu is held, and conclude follows.
 func (s *Stream) acknowledged(h header, blocks []byte, now int64) {
-	if before(s.next, h.ack) {
-		return
+	if before(s.next, h.ack) || int32(h.seq-s.expect) > maxAhead {
+		return // it is not of this stream
 	}
+	window, acked := s.peerWindow, s.round.acked
 	if before(s.windowSeq, h.seq) || s.windowSeq == h.seq && !before(h.ack, s.winAck) {
+		if s.peerWindow == 0 {
+			s.unaAt = now // from now on it owes
+		}
 		s.peerWindow, s.windowSeq, s.winAck = int64(h.window), h.seq, h.ack
 		if h.window > 0 {
 			s.asked = 0
@@ -28,18 +32,19 @@ func (s *Stream) acknowledged(h header, blocks []byte, now int64) {
 		s.arrive(s.una, p, now)
 		freed += int(p.size)
 		s.una++
+		s.unaAt = now
 	}
 	if freed > 0 {
 		s.out.drop(freed)
 		s.base += int64(freed)
 		if room := s.cfg.SendBuffer - s.out.n; room >= s.cfg.SendBuffer/4 {
-			s.wr.Signal()
+			s.wr.Broadcast()
 		}
 	}
 	for ; len(blocks) >= 8; blocks = blocks[8:] {
 		k := blockAt(blocks)
-		if before(k.start, s.una) || !before(k.start, k.end) || before(s.next, k.end) {
-			continue
+		if from, to := k.start-s.una, k.end-s.una; from >= to || to > s.next-s.una {
+			continue // what was never sent, or has arrived
 		}
 		first := s.at(k.start)
 		seq := k.start
@@ -50,6 +55,14 @@ func (s *Stream) acknowledged(h header, blocks []byte, now int64) {
 			s.arrive(seq, s.at(seq), now)
 		}
 		first.run = k.len()
+	}
+	// What says nothing new answers a copy that was not needed: as the way is longer than it
+	// was taken for, and no other packet tells by how much. (News of much room is something.)
+	if d := now - s.copyAt; h.flags&(flagData|flagEnd) == 0 && s.round.acked == acked && s.peerWindow-window < window/8 && s.copyAt != 0 && d > s.srtt {
+		if d <= maxRTO {
+			s.round.late = d
+		}
+		s.copyAt = 0
 	}
 	if s.una == s.next {
 		s.owed = 0
@@ -107,6 +120,8 @@ func (s *Stream) conclude(now int64) {
 	s.round = round{}
 	if r.rtt > 0 {
 		s.sample(r.rtt)
+	} else if r.late > 0 {
+		s.sample(r.late)
 	}
 	r.lost += s.detect(now)
 	if s.bbr.recovery && !before(s.una, s.recoverTo) {
@@ -208,6 +223,10 @@ func (s *Stream) expire(now int64) {
 		s.fail(ErrTimeout)
 		return
 	}
+	if s.una != s.next && s.peerWindow > 0 && now-s.unaAt >= 2*int64(s.cfg.Silence) {
+		s.fail(ErrTimeout) // the other side is there, and this does not get through
+		return
+	}
 	switch {
 	case s.flying.n > 0 && now >= s.tailAt():
 		s.tail, s.progress = true, now
@@ -218,10 +237,16 @@ func (s *Stream) expire(now int64) {
 		}
 		for s.flying.n > 0 {
 			seq := s.flying.tail
-			if p := s.at(seq); p.size > baseMTU-overhead && s.backoff >= 2 {
-				s.path.sock.conn.Fragment() // its size cannot change any more
-			}
 			s.lose(seq, s.at(seq))
+		}
+		// The first ones first: the other side may have more of the others than it can say,
+		// and only these show what is missing.
+		s.missing = list{}
+		for seq := s.una; seq != s.next; seq++ {
+			if p := s.at(seq); p.state == missing {
+				s.push(&s.missing, seq)
+				p.cut = p.cut || p.size > baseMTU-overhead && s.backoff >= 2 // its size cannot change any more
+			}
 		}
 		s.bbr.timeout()
 		s.recoverTo = s.next
@@ -272,6 +297,9 @@ func (s *Stream) wakeAt(now int64) int64 {
 	}
 	if s.owed != 0 {
 		at = min(at, max(s.owed, s.heardAt)+int64(s.cfg.Silence))
+	}
+	if s.una != s.next && s.peerWindow > 0 {
+		at = min(at, s.unaAt+2*int64(s.cfg.Silence))
 	}
 	if s.nextSend > now && s.ready() != nothing {
 		at = min(at, max(s.nextSend, now+quantum))

@@ -17,6 +17,8 @@ func (s *Stream) Read(p []byte) (int, error) {
 		switch {
 		case s.closing:
 			return 0, s.failed("read", net.ErrClosed)
+		case passed(s.readBy):
+			return 0, s.failed("read", os.ErrDeadlineExceeded)
 		case s.in.n > 0:
 			n := s.in.pop(p)
 			if s.consumed(int64(n), s.ep.now(), s.cfg.MaxWindow) && s.err == nil && !s.over {
@@ -31,9 +33,7 @@ func (s *Stream) Read(p []byte) (int, error) {
 		case s.err != nil:
 			return 0, s.failed("read", s.err)
 		}
-		if !wait(&s.rd, s.readBy) {
-			return 0, s.failed("read", os.ErrDeadlineExceeded)
-		}
+		wait(&s.rd, s.readBy)
 	}
 }
 
@@ -49,6 +49,8 @@ func (s *Stream) Write(p []byte) (n int, err error) {
 			return n, s.failed("write", s.err)
 		case s.finish:
 			return n, s.failed("write", syscall.EPIPE)
+		case passed(s.writeBy):
+			return n, s.failed("write", os.ErrDeadlineExceeded)
 		case len(p) == 0:
 			return n, nil
 		}
@@ -59,30 +61,26 @@ func (s *Stream) Write(p []byte) (n int, err error) {
 			s.settle()
 			continue
 		}
-		if !wait(&s.wr, s.writeBy) {
-			return n, s.failed("write", os.ErrDeadlineExceeded)
-		}
+		wait(&s.wr, s.writeBy)
 	}
 }
 
-// wait waits for c until a deadline, and tells whether that is still to come.
-func wait(c *sync.Cond, by time.Time) bool {
+// passed tells whether a deadline has.
+func passed(by time.Time) bool { return !by.IsZero() && time.Until(by) <= 0 }
+
+// wait waits for c until a deadline.
+func wait(c *sync.Cond, by time.Time) {
 	if by.IsZero() {
 		c.Wait()
-		return true
+		return
 	}
-	d := time.Until(by)
-	if d <= 0 {
-		return false
-	}
-	t := time.AfterFunc(d, func() {
+	t := time.AfterFunc(time.Until(by), func() {
 		c.L.Lock()
 		defer c.L.Unlock()
 		c.Broadcast()
 	})
 	defer t.Stop()
 	c.Wait()
-	return true
 }
 
 func (s *Stream) failed(op string, err error) error {

@@ -43,6 +43,8 @@ type sender struct {
 	progress     int64 // when something arrived last, or was sent while nothing was on its way
 	sentLast     int64
 	owed         int64  // since when an acknowledgement is due
+	unaAt        int64  // when something was acknowledged in order, or first was to be
+	copyAt       int64  // when a packet was sent again last, until that is answered
 	backoff      int    // time-outs in a row
 	recoverTo    uint32 // what was lost is made up for when this is acknowledged
 	askedAt      int64  // when room was asked for
@@ -69,6 +71,7 @@ type packet struct {
 	state      state
 	end        bool
 	limited    bool
+	cut        bool   // routers may cut it
 	tries      uint8  // how often it was sent again
 	run        uint32 // at the first of a run of packets that arrived out of order: how long that is known to be
 
@@ -89,7 +92,7 @@ const (
 // round is what acknowledgements that came together say.
 type round struct {
 	acked, lost, before int64 // bytes
-	rtt                 int64
+	rtt, late           int64 // of a packet that was sent once, and of a copy that was not needed
 	newest              int64 // when the newest was sent
 	prior, priorAt      int64
 	sendTime            int64
@@ -221,10 +224,14 @@ func (s *Stream) emit(o *outbox, what what, now int64) {
 		s.remove(&s.missing, seq)
 		p.tries = min(p.tries, 254) + 1
 		s.resent++
+		s.copyAt = now
 		s.launch(o, seq, p, now)
 		return
 	}
 	s.grow()
+	if s.una == s.next {
+		s.unaAt = now
+	}
 	seq := s.next
 	s.next++
 	p := s.at(seq)
@@ -266,6 +273,7 @@ func (s *Stream) again(now int64, seq uint32) {
 	}
 	p.tries = min(p.tries, 254) + 1
 	s.resent++
+	s.copyAt = now
 	o := outbox{to: s.path}
 	s.launch(&o, seq, p, now)
 	o.flush()
@@ -300,6 +308,10 @@ func (s *Stream) launch(o *outbox, seq uint32, p *packet, now int64) {
 	}
 	s.advertised = s.room()
 	h.window = uint32(s.advertised)
+	if p.cut {
+		o.flush()
+		o.cut = true
+	}
 	b := o.begin(headerSize + int(p.pad) + int(p.size))
 	b = appendHeader(b, h)
 	b = append(b, zeros[:p.pad]...)
@@ -307,6 +319,9 @@ func (s *Stream) launch(o *outbox, seq uint32, p *packet, now int64) {
 	b = b[:len(b)+int(p.size)]
 	s.out.peek(b[len(b)-int(p.size):], int(p.off-s.base))
 	o.end(b)
+	if p.cut {
+		o.flush()
+	}
 }
 
 var zeros [255]byte
@@ -329,6 +344,7 @@ type outbox struct {
 	to   path
 	buf  []byte
 	size int // of each but the last; 0 is none yet
+	cut  bool
 }
 
 const maxBatch = 60 << 10
@@ -352,10 +368,16 @@ func (o *outbox) end(b []byte) { o.buf = b }
 // flush sends what was gathered.
 func (o *outbox) flush() {
 	if len(o.buf) > 0 {
+		if o.cut {
+			o.to.sock.conn.Fragment(true)
+		}
 		o.to.sock.conn.Write(o.buf, o.size, o.to.remote, 0) //nolint:errcheck // as if it were lost
+		if o.cut {                                          // what tries sizes must not be cut
+			o.to.sock.conn.Fragment(false)
+		}
 	}
 	if o.buf != nil {
 		giveBack(o.buf[:cap(o.buf)])
 	}
-	o.buf, o.size = nil, 0
+	o.buf, o.size, o.cut = nil, 0, false
 }

@@ -159,15 +159,20 @@ func (s *Socket) Retire() {
 	}
 }
 
-// use counts the streams that are bound.
-func (s *Socket) use(n int) {
+// use counts the streams that are bound, and tells whether the socket is not closed.
+func (s *Socket) use(n int) bool {
 	s.mu.Lock()
+	if s.closed && n > 0 {
+		s.mu.Unlock()
+		return false
+	}
 	s.users += n
 	idle := s.users == 0 && s.retire
 	s.mu.Unlock()
 	if idle {
 		s.shut() //nolint:errcheck // it is gone either way
 	}
+	return true
 }
 
 // read is the goroutine of a socket.

@@ -117,8 +117,10 @@ func (s *Stream) Bind(sock *Socket, remote netip.AddrPort, id uint32) error {
 	if s.err != nil {
 		return s.err
 	}
+	if !sock.use(1) {
+		return s.failed("bind", net.ErrClosed)
+	}
 	s.path = path{sock, remote, id}
-	sock.use(1)
 	s.settle()
 	return nil
 }
@@ -140,13 +142,12 @@ func (s *Stream) Move(sock *Socket, remote netip.AddrPort, id uint32) {
 }
 
 func (s *Stream) move(to path) {
-	if s.path.sock == nil || s.err != nil || s.path == to {
+	if s.path.sock == nil || s.err != nil || s.path == to || !to.sock.use(1) {
 		return
 	}
 	if s.hasDirect && s.path.id != s.direct {
 		s.left = s.path
 	}
-	to.sock.use(1)
 	s.path.sock.use(-1)
 	s.path = to
 	s.ackDue = true
@@ -228,7 +229,9 @@ func (s *Stream) packet(sock *Socket, from netip.AddrPort, b []byte) {
 		}
 		return
 	}
-	s.acknowledged(h, blocks, now)
+	if known || s.left.is(sock, from) { // from elsewhere anybody may say what arrived
+		s.acknowledged(h, blocks, now)
+	}
 	// Who sends the same again and again does not hear us.
 	if again := h.flags&(flagData|flagEnd) != 0 && before(h.seq, s.expect); !again || s.una != una {
 		s.heardAt = now
@@ -236,14 +239,18 @@ func (s *Stream) packet(sock *Socket, from netip.AddrPort, b []byte) {
 	switch {
 	case h.flags&(flagData|flagEnd) != 0:
 		s.ackDue = true
-		if s.take(h, payload, s.closing) && len(payload) > 0 {
+		taken := s.take(h, payload, s.closing)
+		if !known && s.path.sock != nil { // else who has moved sends the same again and again
+			s.control(path{sock, from, s.peerID()}, 0)
+		}
+		if taken && len(payload) > 0 {
 			s.candidate = candidate{}
 			if s.path.sock != nil && !known && !s.left.is(sock, from) {
 				s.candidate = candidate{path{sock, from, s.peerID()}, s.taken - int64(len(payload))}
 			}
 		}
 		if s.in.n > 0 || s.ended {
-			s.rd.Signal()
+			s.rd.Broadcast()
 		}
 		if s.unsaid++; s.path.sock != nil && (s.unsaid >= saidOften || s.unsaid >= saidFirst && s.expect < 64) {
 			s.acknowledge()
@@ -413,7 +420,12 @@ func (s *Stream) Abort() {
 func (s *Stream) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.err != nil || s.closing {
+	if s.closing {
+		return nil
+	}
+	if s.err != nil {
+		s.closing = true
+		s.in.drop(s.in.n)
 		return nil
 	}
 	if s.path.sock == nil {
