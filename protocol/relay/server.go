@@ -18,6 +18,9 @@ type ServerConfig struct {
 	// Pairs is how many pairings there may be at once, and how many may listen for streams;
 	// 0 is 256. Each client may have as many as PairsPerClient; 0 is 16.
 	Pairs, PairsPerClient int
+	// Share is how much of that the clients of one network (/24) may have together, each for
+	// itself: pairings, ends that wait, who listens, connections; 0 is a quarter.
+	Share int
 	// Rate is how many bytes a second are passed on in all, and PairRate for each pairing;
 	// 0 is no limit.
 	Rate, PairRate float64
@@ -33,6 +36,8 @@ const (
 	// quietTime is how long an end of a pairing may be silent.
 	quietTime = time.Minute
 	sweep     = 5 * time.Second
+	// idleClient is how long a client may be connected without anything to relay.
+	idleClient = 2 * time.Minute
 )
 
 // Server pairs streams. All methods are safe for concurrent use.
@@ -46,6 +51,7 @@ type Server struct {
 	waiting map[[32]byte]*request // by token
 	pairs   map[*pairing]bool
 	hall    hall // of streams
+	clients map[*Session]bool
 	stats   Stats
 
 	allMu sync.Mutex
@@ -81,11 +87,14 @@ func NewServer(cfg ServerConfig) *Server {
 	if cfg.PairsPerClient == 0 {
 		cfg.PairsPerClient = 16
 	}
+	if cfg.Share == 0 {
+		cfg.Share = max(cfg.Pairs/4, 1)
+	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{cfg: cfg, stop: make(chan struct{}), waiting: map[[32]byte]*request{}, pairs: map[*pairing]bool{}}
-	s.hall = hall{conns: map[io.Closer]bool{}, seats: map[[32]byte]*seat{}, meetings: map[[32]byte]*meeting{}}
+	s := &Server{cfg: cfg, stop: make(chan struct{}), clients: map[*Session]bool{}, waiting: map[[32]byte]*request{}, pairs: map[*pairing]bool{}}
+	s.hall = hall{conns: map[io.Closer]bool{}, seats: map[[32]byte]*seat{}, meetings: map[[32]byte]*meeting{}, by: map[netip.Prefix]int{}}
 	if cfg.Rate > 0 {
 		s.all = bucket.New(cfg.Rate, burst(cfg.Rate), time.Now())
 	}
@@ -146,12 +155,23 @@ func (s *Server) run() {
 				s.drop(token, r)
 			}
 		}
+		var idle []*Session
+		for x := range s.clients {
+			if x.n > 0 {
+				x.since = now
+			} else if now.Sub(x.since) > idleClient {
+				idle = append(idle, x)
+			}
+		}
 		for p := range s.pairs {
 			if p.j.Quiet() > quietTime || s.cfg.Time > 0 && now.Sub(p.since) > s.cfg.Time {
 				s.end(p)
 			}
 		}
 		s.mu.Unlock()
+		for _, x := range idle {
+			x.mux.Close()
+		}
 	}
 }
 
@@ -179,10 +199,12 @@ func (s *Server) end(p *pairing) {
 // Session is a client's connection with a relay.
 type Session struct {
 	s      *Server
+	mux    *mux.Mux
 	ch     *mux.Channel
 	stream *udx.Stream
 
-	n     int                   // pairings, and waits for one; guarded by the server's mu, like all below
+	since time.Time             // it has had nothing to relay; guarded by the server's mu, like all below
+	n     int                   // pairings, and waits for one; of this client
 	pairs map[[32]byte]*pairing // by token
 	open  bool
 }
@@ -190,9 +212,28 @@ type Session struct {
 // Serve relays for a client; remote is its public key, and stream what the connection with it
 // runs on. It is called when the other side opens the channel, or before.
 func (s *Server) Serve(m *mux.Mux, remote [32]byte, stream *udx.Stream) (*Session, error) {
-	x := &Session{s: s, stream: stream, pairs: map[[32]byte]*pairing{}, open: true}
+	x := &Session{s: s, mux: m, stream: stream, since: time.Now(), pairs: map[[32]byte]*pairing{}, open: true}
+	s.mu.Lock()
+	crowd := 0
+	for y := range s.clients {
+		if y.network() == x.network() {
+			crowd++
+		}
+	}
+	if crowd < s.cfg.Share {
+		s.clients[x] = true
+	} else {
+		s.stats.Refused++
+	}
+	s.mu.Unlock()
+	if crowd >= s.cfg.Share {
+		return nil, ErrRefused
+	}
 	var err error
 	if x.ch, err = m.Open(mux.ChannelConfig{Protocol: Protocol, ID: remote[:], Handler: (*serverHandler)(x)}); err != nil {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.clients, x)
 		return nil, err
 	}
 	s.mu.Lock()
@@ -238,6 +279,7 @@ func (h *serverHandler) Closed(error) {
 		return
 	}
 	x.open = false
+	delete(s.clients, x)
 	s.stats.Clients--
 	for token, r := range s.waiting {
 		if r.s == x {
@@ -266,7 +308,10 @@ func (s *Server) pair(x *Session, p pair) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	other := s.waiting[p.token]
-	if s.closed || x.n >= s.cfg.PairsPerClient || other == nil && s.used() >= s.cfg.Pairs || other != nil && other.p.initiator == p.initiator || x.pairs[p.token] != nil {
+	if other == nil && s.used() >= s.cfg.Pairs {
+		s.makeRoom(x.network())
+	}
+	if s.closed || x.n >= s.cfg.PairsPerClient || s.crowd(x.network()) >= s.cfg.Share || other == nil && s.used() >= s.cfg.Pairs || other != nil && other.p.initiator == p.initiator || x.pairs[p.token] != nil {
 		s.stats.Refused++
 		return
 	}
@@ -294,6 +339,37 @@ func (s *Server) pair(x *Session, p pair) {
 		r.s.pairs[p.token] = q
 		r.s.ch.Send(typePair, pair{r.p.initiator, p.token, q.j.ID(i)}.append(nil)) //nolint:errcheck // the connection ends
 	}
+}
+
+// crowd returns what the clients of a network have: pairings, and ends that wait. mu is held.
+func (s *Server) crowd(of netip.Prefix) (n int) {
+	for x := range s.clients {
+		if x.n > 0 && x.network() == of {
+			n += x.n
+		}
+	}
+	return n
+}
+
+// makeRoom drops an end that waits, of a network that has more than one which is to get the
+// place. mu is held.
+func (s *Server) makeRoom(of netip.Prefix) {
+	var worst [32]byte
+	most, at := s.crowd(of), time.Time{}
+	for token, r := range s.waiting {
+		if k := s.crowd(r.s.network()); k > most || k == most && !at.IsZero() && r.at.Before(at) {
+			worst, most, at = token, k, r.at
+		}
+	}
+	if !at.IsZero() {
+		s.drop(worst, s.waiting[worst])
+	}
+}
+
+// network is that of a client.
+func (x *Session) network() netip.Prefix {
+	p, _ := x.host().Prefix(24)
+	return p
 }
 
 // host is where a client is.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -56,7 +57,9 @@ const (
 // seat is one who listens.
 type seat struct {
 	conn *secretstream.Conn
-	n    int // pipes, and those who wait for one; guarded by the server's mu
+	from netip.Prefix
+	n    int                  // pipes, and those who wait for one; guarded by the server's mu
+	by   map[netip.Prefix]int // of these, those of each network; likewise
 }
 
 // meeting is one who dialed and waits for the other end.
@@ -70,6 +73,7 @@ type hall struct {
 	conns    map[io.Closer]bool
 	seats    map[[32]byte]*seat
 	meetings map[[32]byte]*meeting
+	by       map[netip.Prefix]int // pipes, and those who wait for one, by who dialed
 	pipes    int
 }
 
@@ -124,10 +128,16 @@ func (s *Server) stream(c *secretstream.Conn) {
 
 // listen serves one who listens, until it goes, or comes again.
 func (s *Server) listen(c *secretstream.Conn) {
-	key, x := c.Remote(), &seat{conn: c}
+	key, x := c.Remote(), &seat{conn: c, from: bucket.Network(c.RemoteAddr()), by: map[netip.Prefix]int{}}
 	s.mu.Lock()
 	old := s.hall.seats[key]
-	full := old == nil && len(s.hall.seats) >= s.cfg.Pairs
+	crowd := 0
+	for _, y := range s.hall.seats {
+		if y.from == x.from {
+			crowd++
+		}
+	}
+	full := old == nil && (len(s.hall.seats) >= s.cfg.Pairs || crowd >= s.cfg.Share)
 	if full {
 		s.stats.Refused++
 	} else {
@@ -171,15 +181,18 @@ func (s *Server) dial(c *secretstream.Conn, key [32]byte) {
 	rand.Read(token[:]) //nolint:errcheck // it never fails
 	m := &meeting{taken: make(chan net.Conn, 1)}
 	status := byte(statusOK)
+	from := bucket.Network(c.RemoteAddr())
 	s.mu.Lock()
 	m.seat = s.hall.seats[key]
 	switch {
 	case m.seat == nil:
 		status = statusUnknown
-	case m.seat.n >= s.cfg.PairsPerClient || s.used() >= s.cfg.Pairs:
+	case m.seat.n >= s.cfg.PairsPerClient || m.seat.by[from] >= max(s.cfg.PairsPerClient/4, 1) || s.hall.by[from] >= s.cfg.Share || s.used() >= s.cfg.Pairs:
 		status = statusBusy
 	default:
 		m.seat.n++
+		m.seat.by[from]++
+		s.hall.by[from]++
 		s.hall.meetings[token] = m
 	}
 	if status != statusOK {
@@ -194,6 +207,8 @@ func (s *Server) dial(c *secretstream.Conn, key [32]byte) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		m.seat.n--
+		less(m.seat.by, from)
+		less(s.hall.by, from)
 	}()
 	other := s.meet(m, token)
 	if other == nil {
@@ -221,6 +236,13 @@ func (s *Server) dial(c *secretstream.Conn, key [32]byte) {
 	s.mu.Lock()
 	s.hall.pipes--
 	s.mu.Unlock()
+}
+
+// less counts one less.
+func less(by map[netip.Prefix]int, of netip.Prefix) {
+	if by[of]--; by[of] == 0 {
+		delete(by, of)
+	}
 }
 
 // meet calls who listens, and waits until it comes; nil if it does not.

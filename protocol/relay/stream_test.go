@@ -220,7 +220,7 @@ func TestStreamAgain(t *testing.T) {
 
 // TestStreamLimits: no more pipes than may be, no faster, no longer.
 func TestStreamLimits(t *testing.T) {
-	h := host(t, "127.0.0.1:0", ServerConfig{PairsPerClient: 2, PairRate: 1 << 20, Time: 2 * time.Second})
+	h := host(t, "127.0.0.1:0", ServerConfig{PairsPerClient: 8, PairRate: 1 << 20, Time: 2 * time.Second})
 	l := listen(t, h, 2)
 	a, b := connected(t, h, l, 3, 2)
 	connected(t, h, l, 4, 2)
@@ -269,5 +269,22 @@ func TestStreamSilent(t *testing.T) {
 			t.Error(err)
 		}
 		c.Close()
+	}
+}
+
+// TestStreamShare: who listens from one network does not take all places.
+func TestStreamShare(t *testing.T) {
+	h := host(t, "127.0.0.1:0", ServerConfig{Pairs: 8})
+	listen(t, h, 10)
+	listen(t, h, 11)
+	l := ListenStream(ListenStreamConfig{Relay: h.at, Secret: secretstream.Config{Pattern: noise.XX, Static: key(12)}})
+	t.Cleanup(func() { l.Close() })
+	for {
+		if since, err := l.Reached(); !since.IsZero() {
+			t.Fatal("it has a third place of a network")
+		} else if errors.Is(err, ErrRefused) {
+			break
+		}
+		time.Sleep(time.Millisecond)
 	}
 }
