@@ -43,8 +43,9 @@ type listing struct {
 // TrialBytes is what a trial is at most.
 const TrialBytes = 64 << 10
 
-// publish signs the card of a listing, as a new version if it is not what it was.
-func publish(l Listing, offer string, key ed25519.PrivateKey, books *ledger.Ledger, now time.Time) (*listing, error) {
+// publish signs the card of a listing, as a new version if it is not what it was, or older
+// than least.
+func publish(l Listing, offer string, key ed25519.PrivateKey, books *ledger.Ledger, now time.Time, least uint64) (*listing, error) {
 	out := &listing{terms: l.Terms, free: len(l.Card.Payment) == 0, floats: l.Floating}
 	c := l.Card
 	if l.Terms != "" {
@@ -86,12 +87,13 @@ func publish(l Listing, offer string, key ed25519.PrivateKey, books *ledger.Ledg
 		if c.Payee == "" && !out.free && !out.floats && ours {
 			c.Payee, c.Payees, c.Network = old.Payee, old.Payees, old.Network // no wallet says it now
 		}
-		if ours && same(*old, c) {
+		if ours && same(*old, c) && old.Version >= least {
 			out.card, out.signed = old, kept
 			return out, nil
 		}
 		c.Version = old.Version + 1
 	}
+	c.Version = max(c.Version, least)
 	c.Updated = now // 1970 while the clock is not set
 	if now.IsZero() {
 		c.Updated = time.Unix(0, 0)
@@ -119,7 +121,23 @@ func same(old, c card.Card) bool {
 // SetListing changes what the offer costs and says. Who is connected keeps what was
 // paid for, and is sent the new card.
 func (o *Offer) SetListing(l Listing) error {
-	x, err := publish(l, o.cfg.Name, o.cfg.Key, o.cfg.Ledger, o.cfg.Now())
+	o.listMu.Lock()
+	defer o.listMu.Unlock()
+	o.listed = l
+	return o.list(0)
+}
+
+// Raise publishes the card again, with a version of least at least: buyers have seen older
+// ones, that were lost.
+func (o *Offer) Raise(least uint64) error {
+	o.listMu.Lock()
+	defer o.listMu.Unlock()
+	return o.list(least)
+}
+
+// list publishes what is listed. listMu is held.
+func (o *Offer) list(least uint64) error {
+	x, err := publish(o.listed, o.cfg.Name, o.cfg.Key, o.cfg.Ledger, o.cfg.Now(), least)
 	if err != nil {
 		return fmt.Errorf("market: offer %s: %w", o.cfg.Name, err)
 	}

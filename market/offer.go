@@ -104,6 +104,9 @@ type Offer struct {
 	networks  *bucket.Keyed[netip.Prefix] // of trials
 	invoices  *bucket.Keyed[netip.Prefix] // for who never paid
 	closed    bool
+
+	listMu sync.Mutex // one listing at a time
+	listed Listing    // guarded by listMu
 }
 
 // NewOffer begins to sell; nobody can connect before Listen.

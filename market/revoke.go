@@ -3,6 +3,7 @@ package market
 import (
 	"crypto/ed25519"
 	"fmt"
+	"time"
 
 	"dazaar-edge/payment/ledger"
 	"dazaar-edge/protocol/dazaar"
@@ -27,6 +28,12 @@ func (o *Offer) loadBurned() error {
 	}
 	return nil
 }
+
+// Burned returns which keys of the offer are worthless, and since when.
+func (o *Offer) Burned() ([]ledger.Burned, error) { return o.cfg.Ledger.Burned(o.cfg.Name) }
+
+// BurnRecord is what the network keeps under the signer's key of a burned feed.
+func BurnRecord(b ledger.Burned) ([]byte, error) { return jcs.Marshal(burnedMessage(b)) }
 
 func (o *Offer) burnedKeys() []dazaar.Burned {
 	o.mu.Lock()
@@ -78,7 +85,11 @@ func (o *Offer) Burn(buyer [32]byte) error {
 	if err != nil {
 		return fmt.Errorf("market: offer %s: %w", o.cfg.Name, err)
 	}
-	b := ledger.Burned{FeedKey: f.Key(), Signer: [32]byte(ed25519.NewKeyFromSeed(seed[:])[ed25519.SeedSize:]), Seed: seed}
+	at := o.cfg.Now()
+	if at.IsZero() {
+		at = time.Now() // what the machine thinks
+	}
+	b := ledger.Burned{FeedKey: f.Key(), Signer: [32]byte(ed25519.NewKeyFromSeed(seed[:])[ed25519.SeedSize:]), Seed: seed, At: at}
 	// The next feed is another one before anybody can sign with this key.
 	if _, err := o.cfg.Feed.Renew(buyer); err != nil {
 		return fmt.Errorf("market: offer %s: %w", o.cfg.Name, err)

@@ -61,7 +61,7 @@ func TestScripts(t *testing.T) {
 			"start-network":      startNetwork,
 			"start-relay":        startRelay,
 
-			"sleep-until-status": untilStatus,
+			"sleep-until": untilSays,
 		},
 	})
 }

@@ -38,17 +38,17 @@ func startNetwork(ts *testscript.TestScript, _ bool, _ []string) {
 	ts.Setenv("NODE", first.String())
 }
 
-// sleep-until-status FILE TEXT waits until edge status says something.
-func untilStatus(ts *testscript.TestScript, _ bool, args []string) {
+// sleep-until TEXT COMMAND... waits until what a command prints contains something.
+func untilSays(ts *testscript.TestScript, _ bool, args []string) {
 	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		cmd := exec.Command("edge", "status", "-c", args[0])
+		cmd := exec.Command(args[1], args[2:]...)
 		cmd.Dir, cmd.Env = ts.MkAbs("."), []string{"PATH=" + ts.Getenv("PATH")}
 		out, _ := cmd.CombinedOutput()
-		if strings.Contains(string(out), args[1]) {
+		if strings.Contains(string(out), args[0]) {
 			return
 		}
 		if time.Now().After(deadline) {
-			ts.Fatalf("it does not say %q: %s", args[1], out)
+			ts.Fatalf("%q: it does not say %q: %s", args[1:], args[0], out)
 		}
 	}
 }

@@ -214,7 +214,7 @@ func (o *offer) sell(cfg *configs.Config, fc *configs.Feed, t *till.Till, clock 
 		return err
 	}
 	if network != nil {
-		all, err := network.Listen(fc.Name, o.key, o.market.Card)
+		all, err := network.Listen(fc.Name, o.key, o.market)
 		for _, l := range all {
 			err = errors.Join(err, o.market.Serve(l))
 		}

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 
+	"dazaar-edge/cmd/edge/reach"
 	"dazaar-edge/cmd/edge/show"
 	"dazaar-edge/feed"
 	"dazaar-edge/storage"
@@ -80,28 +81,34 @@ func (q problem) String() string {
 	return s
 }
 
-func verifyCommand(p *program, _ context.Context, args []string) error {
-	f := p.flags("verify", "DIR [--json], or --receipt FILE [--json], or --proof FILE [--out FILE] [--json]")
+func verifyCommand(p *program, ctx context.Context, args []string) error {
+	f := p.flags("verify", "DIR [--json], or --receipt FILE [--json], or --proof FILE [--out FILE] [--burned] [--json]")
 	asJSON := f.Bool("json", false, "print the report as JSON")
 	receipt := f.String("receipt", "", "check a receipt of edge buy: that its buyer paid its seller, and for what; nobody is asked")
 	shown := f.String("proof", "", "check a file that edge buy --proof wrote: that the seller signed these readings for this buyer; nobody is asked")
 	readings := f.String("out", "", "with --proof: write the readings that are proved to this new file")
+	ask := f.Bool("burned", false, "with --proof: ask the network whether the seller has burned the feed since")
+	bootstrap := f.String("bootstrap", "", "with --burned: nodes of the network to begin with, HOST:PORT with commas between them (default: the public network)")
 	want := 1
 	if slices.ContainsFunc(args, func(a string) bool { return strings.HasPrefix(a, "--receipt") || strings.HasPrefix(a, "--proof") }) {
 		want = 0
 	}
 	rest, err := p.parse(f, args, want)
+	var burned func([][32]byte) (bool, error)
+	if *ask {
+		burned = func(keys [][32]byte) (bool, error) { return reach.Burned(ctx, keys, *bootstrap) }
+	}
 	switch {
 	case err != nil:
 		return err
 	case *receipt != "" && *shown != "":
 		return p.usage(f.Usage, "--receipt or --proof, one at a time")
-	case *readings != "" && *shown == "":
-		return p.usage(f.Usage, "--out is for what a proof proves: --proof FILE")
+	case (*readings != "" || *ask) && *shown == "":
+		return p.usage(f.Usage, "--out and --burned are for what a proof proves: --proof FILE")
 	case *receipt != "":
 		return show.Printer{Out: p.stdout, Err: p.stderr, JSON: *asJSON}.Receipt(*receipt)
 	case *shown != "":
-		return show.Printer{Out: p.stdout, Err: p.stderr, JSON: *asJSON}.Proof(*shown, *readings)
+		return show.Printer{Out: p.stdout, Err: p.stderr, JSON: *asJSON}.Proof(*shown, *readings, burned)
 	case want == 0:
 		return p.usage(f.Usage, "which file?")
 	}

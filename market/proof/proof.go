@@ -122,6 +122,8 @@ type Summary struct {
 	// sections without an end.
 	Broken   int
 	Unproven uint64
+	// Signers are the keys that signed: each is worthless if its seller burned it.
+	Signers [][32]byte
 
 	fork uint64
 	seen spans // of any feed and fork
@@ -255,9 +257,11 @@ func Verify(r io.Reader, f func(i uint64, data []byte) error) (sum Summary, err 
 			s.blocks = append(s.blocks, l.Block)
 			sum.Unproven++ // until its section ends
 		case l.Until != nil:
-			if err := s.close(&l, feed); err != nil {
+			m, err := s.close(&l, feed)
+			if err != nil {
 				return sum, bad(at, "%w", err)
 			}
+			sum.signedBy(m)
 			if shown, err = sum.take(s, l.Fork, shown, f); err != nil {
 				return sum, err
 			}
@@ -281,27 +285,36 @@ func Verify(r io.Reader, f func(i uint64, data []byte) error) (sum Summary, err 
 }
 
 // close checks a section's end.
-func (s *section) close(l *line, feed *dazaar.OneTimeFeed) error {
+func (s *section) close(l *line, feed *dazaar.OneTimeFeed) (*merkle.Manifest, error) {
 	if *l.Until != s.end() {
-		return fmt.Errorf("it ends before block %d, and has %d", *l.Until, s.end())
+		return nil, fmt.Errorf("it ends before block %d, and has %d", *l.Until, s.end())
 	}
 	for _, n := range fromJSON(l.Right) {
 		if err := s.push(n); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	tree, err := merkle.NewTree(l.Length, s.stack)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	m, rest, err := merkle.ParseManifest(l.Manifest)
 	switch {
 	case err != nil:
-		return err
+		return nil, err
 	case len(rest) > 0 || m.Key() != feed.Key && !compat(m, feed.Key):
-		return errors.New("the manifest is not the feed's")
+		return nil, errors.New("the manifest is not the feed's")
 	}
-	return m.Verify(feed.Key, merkle.Head{Fork: l.Fork, Length: l.Length, TreeHash: tree.Hash()}, l.Signature)
+	return m, m.Verify(feed.Key, merkle.Head{Fork: l.Fork, Length: l.Length, TreeHash: tree.Hash()}, l.Signature)
+}
+
+// signedBy notes who signed.
+func (sum *Summary) signedBy(m *merkle.Manifest) {
+	for _, s := range m.Signers {
+		if key := [32]byte(s.PublicKey); !slices.Contains(sum.Signers, key) {
+			sum.Signers = append(sum.Signers, key)
+		}
+	}
 }
 
 // compat tells whether a manifest is that of a feed without one: its key signs.

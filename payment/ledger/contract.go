@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"time"
 
 	"dazaar-edge/payment/meter"
 	"dazaar-edge/protocol/jcs"
@@ -28,6 +29,7 @@ type Contract struct {
 // Burned is a feed key that was made worthless.
 type Burned struct {
 	FeedKey, Signer, Seed [32]byte
+	At                    time.Time // zero where that was not noted
 }
 
 func contracts(offer string) string { return "contract/" + offer }
@@ -76,7 +78,8 @@ func (l *Ledger) Burn(offer string, x Burned) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.update(func(tx *db.Tx) error {
-		return tx.Put(burned(offer), x.FeedKey[:], append(x.Signer[:], x.Seed[:]...))
+		value := append(append([]byte(nil), x.Signer[:]...), x.Seed[:]...)
+		return tx.Put(burned(offer), x.FeedKey[:], binary.LittleEndian.AppendUint64(value, uint64(x.At.Unix())))
 	})
 }
 
@@ -84,9 +87,14 @@ func (l *Ledger) Burn(offer string, x Burned) error {
 func (l *Ledger) Burned(offer string) (out []Burned, err error) {
 	err = l.db.View(func(tx *db.Tx) error {
 		tx.Each(burned(offer), func(key, value []byte, err error) bool {
-			if err == nil && len(key) == 32 && len(value) == 64 {
-				out = append(out, Burned{[32]byte(key), [32]byte(value), [32]byte(value[32:])})
+			if err != nil || len(key) != 32 || len(value) < 64 {
+				return true
 			}
+			b := Burned{FeedKey: [32]byte(key), Signer: [32]byte(value), Seed: [32]byte(value[32:])}
+			if len(value) >= 72 {
+				b.At = time.Unix(int64(binary.LittleEndian.Uint64(value[64:])), 0)
+			}
+			out = append(out, b)
 			return true
 		})
 		return nil

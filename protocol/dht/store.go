@@ -6,55 +6,10 @@ import (
 	"sync"
 	"time"
 
+	"dazaar-edge/protocol/dht/cache"
 	"dazaar-edge/protocol/dht/packet"
 	"dazaar-edge/protocol/dht/rpc"
 )
-
-// cache is a map that forgets: what is older than its age, about, and the older half when it
-// is full.
-type cache[K comparable, V any] struct {
-	most   int
-	age    time.Duration
-	young  map[K]V
-	old    map[K]V
-	turned time.Time
-}
-
-func newCache[K comparable, V any](most int, age time.Duration) cache[K, V] {
-	return cache[K, V]{most: most, age: age, turned: time.Now(), young: map[K]V{}}
-}
-
-func (c *cache[K, V]) turn(now time.Time) {
-	for range 2 {
-		since := now.Sub(c.turned)
-		if since < c.age*2/3 && len(c.young) < c.most/2 {
-			return
-		}
-		if c.turned = now; since >= c.age*4/3 {
-			c.turned = now.Add(-c.age * 2 / 3) // both halves are too old
-		}
-		c.old, c.young = c.young, map[K]V{}
-	}
-}
-
-func (c *cache[K, V]) get(k K) (v V, ok bool) {
-	c.turn(time.Now())
-	if v, ok = c.young[k]; !ok {
-		v, ok = c.old[k]
-	}
-	return v, ok
-}
-
-func (c *cache[K, V]) set(k K, v V) {
-	c.turn(time.Now())
-	delete(c.old, k)
-	c.young[k] = v
-}
-
-func (c *cache[K, V]) drop(k K) {
-	delete(c.young, k)
-	delete(c.old, k)
-}
 
 // Bounds of what is kept for others.
 const (
@@ -77,23 +32,23 @@ type forward struct {
 // store is what a node keeps for others.
 type store struct {
 	mu        sync.Mutex
-	forwards  cache[packet.ID, forward]        // guarded by mu, like all below
-	topics    cache[packet.ID, []packet.Peer]  // the newest first
-	mutable   cache[packet.ID, packet.Mutable] //
-	immutable cache[packet.ID, []byte]         //
+	forwards  cache.Cache[packet.ID, forward]        // guarded by mu, like all below
+	topics    cache.Cache[packet.ID, []packet.Peer]  // the newest first
+	mutable   cache.Cache[packet.ID, packet.Mutable] //
+	immutable cache.Cache[packet.ID, []byte]         //
 }
 
 func (s *store) init() {
-	s.forwards = newCache[packet.ID, forward](maxForwards, announceLife)
-	s.topics = newCache[packet.ID, []packet.Peer](maxTopics, announceLife)
-	s.mutable = newCache[packet.ID, packet.Mutable](maxRecords, recordLife)
-	s.immutable = newCache[packet.ID, []byte](maxRecords, recordLife)
+	s.forwards = cache.New[packet.ID, forward](maxForwards, announceLife)
+	s.topics = cache.New[packet.ID, []packet.Peer](maxTopics, announceLife)
+	s.mutable = cache.New[packet.ID, packet.Mutable](maxRecords, recordLife)
+	s.immutable = cache.New[packet.ID, []byte](maxRecords, recordLife)
 }
 
 func (s *store) forward(target packet.ID) (forward, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.forwards.get(target)
+	return s.forwards.Get(target)
 }
 
 // serve answers a request as a node that keeps records for others.
@@ -115,7 +70,7 @@ func (n *Node) serve(in *rpc.Incoming) {
 		n.onGet(in, full)
 	case packet.ImmutableGet:
 		s.mu.Lock()
-		full.Value, _ = s.immutable.get(in.Target)
+		full.Value, _ = s.immutable.Get(in.Target)
 		s.mu.Unlock()
 		n.rpc.Answer(in, full)
 	case packet.MutablePut:
@@ -125,7 +80,7 @@ func (n *Node) serve(in *rpc.Incoming) {
 			return
 		}
 		s.mu.Lock()
-		s.immutable.set(in.Target, bytes.Clone(in.Value))
+		s.immutable.Set(in.Target, bytes.Clone(in.Value))
 		s.mu.Unlock()
 		n.rpc.Answer(in, rpc.Answer{})
 	default:
@@ -137,9 +92,9 @@ func (n *Node) serve(in *rpc.Incoming) {
 func (s *store) lookup(target packet.ID) []byte {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	peers, _ := s.topics.get(target)
+	peers, _ := s.topics.Get(target)
 	f := packet.Found{Peers: peers}
-	if x, ok := s.forwards.get(target); ok {
+	if x, ok := s.forwards.Get(target); ok {
 		if p, _, err := packet.ParsePeer(x.record); err == nil {
 			f.Peers = append([]packet.Peer{p}, peers...)
 		}
@@ -167,12 +122,12 @@ func (n *Node) onAnnounce(in *rpc.Incoming) {
 	s.mu.Lock()
 	if packet.Target(p.PublicKey[:]) == in.Target {
 		if off {
-			s.forwards.drop(in.Target)
+			s.forwards.Drop(in.Target)
 		} else {
-			s.forwards.set(in.Target, forward{in.From, p.Append(nil)})
+			s.forwards.Set(in.Target, forward{in.From, p.Append(nil)})
 		}
 	} else {
-		old, _ := s.topics.get(in.Target)
+		old, _ := s.topics.Get(in.Target)
 		var peers []packet.Peer
 		if !off {
 			peers = append(peers, p)
@@ -182,7 +137,7 @@ func (n *Node) onAnnounce(in *rpc.Incoming) {
 				peers = append(peers, x)
 			}
 		}
-		s.topics.set(in.Target, peers)
+		s.topics.Set(in.Target, peers)
 	}
 	s.mu.Unlock()
 	n.rpc.Answer(in, rpc.Answer{})
@@ -196,7 +151,7 @@ func (n *Node) onGet(in *rpc.Incoming, full rpc.Answer) {
 	}
 	s := &n.store
 	s.mu.Lock()
-	m, ok := s.mutable.get(in.Target)
+	m, ok := s.mutable.Get(in.Target)
 	s.mu.Unlock()
 	if ok && m.Seq >= least {
 		full.Value = m.AppendGot(nil)
@@ -214,13 +169,13 @@ func (n *Node) onPut(in *rpc.Incoming) {
 	s := &n.store
 	s.mu.Lock()
 	answer := rpc.Answer{}
-	switch old, ok := s.mutable.get(in.Target); {
+	switch old, ok := s.mutable.Get(in.Target); {
 	case ok && m.Seq < old.Seq:
 		answer.Error = packet.SeqTooLow
 	case ok && m.Seq == old.Seq && !bytes.Equal(m.Value, old.Value):
 		answer.Error = packet.SeqReused
 	default:
-		s.mutable.set(in.Target, m)
+		s.mutable.Set(in.Target, m)
 	}
 	s.mu.Unlock()
 	n.rpc.Answer(in, answer)

@@ -175,64 +175,9 @@ func (n *Network) keep() {
 	n.kept = good
 }
 
-// Times of publishing short cards: nodes keep them for two days, about.
-const (
-	publishEvery = 24 * time.Hour
-	publishLook  = time.Minute
-)
-
-// publish keeps the short form of an offer's card on the network.
-func (n *Network) publish(ctx context.Context, name string, key ed25519.PrivateKey, current func() []byte) {
-	select {
-	case <-n.joined:
-	case <-ctx.Done():
-		return
-	}
-	t := time.NewTicker(publishLook)
-	defer t.Stop()
-	var last uint64
-	var at time.Time
-	for {
-		b, version, err := card.NewShort(current())
-		if err == nil && (version != last || time.Since(at) > publishEvery) {
-			_, err = n.node.PutMutable(ctx, key, dht.Record{Seq: version, Value: b})
-			switch {
-			case err == nil:
-				last, at = version, time.Now()
-			case errors.Is(err, dht.ErrOlder) && version != last:
-				n.cfg.Log.Warn("the network has a newer card of this feed, or another one of this version: is it sold elsewhere, too, or was it restored?", "feed", name, "version", version)
-				last, at = version, time.Now()
-			}
-		}
-		if err != nil && ctx.Err() == nil {
-			n.cfg.Log.Debug("the short card is not on the network", "feed", name, "error", err)
-		}
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			return
-		}
-	}
-}
-
-// ShortCard returns the short card of a seller, as the network has it.
-func (n *Network) ShortCard(ctx context.Context, seller [32]byte) ([]byte, error) {
-	if err := n.waitJoined(ctx); err != nil {
-		return nil, err
-	}
-	r, err := n.node.Mutable(ctx, seller, 0)
-	if err == nil {
-		_, err = card.ParseShort(r.Value)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%w: no card of this key on the network: %w", client.ErrUnreachable, err)
-	}
-	return r.Value, nil
-}
-
 // Listen makes an offer reachable by its key, also through relays by TCP, and keeps the short
-// form of its card, which current returns signed, on the network.
-func (n *Network) Listen(name string, key ed25519.PrivateKey, current func() []byte) ([]market.Listener, error) {
+// form of its card on the network.
+func (n *Network) Listen(name string, key ed25519.PrivateKey, sold Sold) ([]market.Listener, error) {
 	var keys [][32]byte
 	for _, r := range n.cfg.Relays {
 		keys = append(keys, r.Key)
@@ -253,7 +198,7 @@ func (n *Network) Listen(name string, key ed25519.PrivateKey, current func() []b
 		x.relays = append(x.relays, s)
 		all = append(all, s)
 	}
-	n.wg.Go(func() { n.publish(n.ctx, name, key, current) })
+	n.wg.Go(func() { n.publish(n.ctx, name, key, sold) })
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.offers[name] = x

@@ -105,11 +105,12 @@ type ProofReport struct {
 	Unproven uint64 `json:"unproven"`
 	Broken   int    `json:"broken"`
 	Burnable bool   `json:"burnable"`
+	Burned   *bool  `json:"burned,omitempty"` // as the network says, if it was asked
 }
 
 // Proof says what a file of proofs proves, and writes the readings to a new file, if its
-// name is not "".
-func (p Printer) Proof(name, out string) (err error) {
+// name is not "". burned, if it is not nil, tells whether one of some keys was burned.
+func (p Printer) Proof(name, out string, burned func(signers [][32]byte) (bool, error)) (err error) {
 	f, err := os.Open(name)
 	if err != nil {
 		return err
@@ -153,6 +154,17 @@ func (p Printer) Proof(name, out string) (err error) {
 	if sum.Card != nil {
 		shown.Name, shown.Burnable = sum.Card.Name, sum.Card.Burnable
 	}
+	if burned != nil {
+		is, e := burned(sum.Signers)
+		if e != nil {
+			return e
+		}
+		shown.Burned = &is
+		if shown.OK = !is; is {
+			fmt.Fprintf(p.Err, "edge: %s: the secret of this feed was published: anybody could have signed this\n", name)
+			defer func() { err = errors.Join(err, ErrUnproven) }()
+		}
+	}
 	if p.JSON {
 		return json.NewEncoder(p.Out).Encode(shown)
 	}
@@ -163,7 +175,7 @@ func (p Printer) Proof(name, out string) (err error) {
 	if shown.Forks > 0 {
 		fmt.Fprintf(p.Out, "the seller replaced blocks %d times: what was replaced is in the file, too\n", shown.Forks)
 	}
-	if shown.Burnable {
+	if shown.Burnable && shown.Burned == nil {
 		fmt.Fprintln(p.Out, "the seller may publish this feed's secret (edge revoke --burn): if it did, anybody could have signed this")
 	}
 	if shown.Unproven > 0 {
