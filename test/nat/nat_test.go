@@ -68,7 +68,7 @@ func TestMain(m *testing.M) {
 			return 1
 		}
 		ours, stock, product = programs{}, programs{}, programs{}
-		for _, role := range []string{"bootstrap", "relay", "seller", "buyer", "follower"} {
+		for _, role := range []string{"bootstrap", "relay", "seller", "buyer", "follower", "feed-buyer"} {
 			ours[role] = fmt.Sprintf("exec %s/node %s", dir, role)
 			stock[role] = fmt.Sprintf("export LAB_NODE_MODULES=%s; exec node %s/%s.js", modules, js, role)
 		}
@@ -238,26 +238,31 @@ func TestStock(t *testing.T) {
 	}
 }
 
+// faults are what happens to routers and programs: how long that lasts, and how long the data
+// may stop after it where both ends are ours.
+var faults = []struct {
+	name        string
+	seller      string
+	scenario    string
+	lasts, most float64 // seconds
+	fresh       bool    // it matters to who comes anew
+}{
+	{"the seller is killed, and back after 3 s", "cone", "kill seller KILL; sleep 3; $NATLAB_CTL flush seller; $NATLAB_CTL start seller", 3, 5, true},
+	{"the seller gets another address", "cone", "newip seller", 0, 5, true},
+	{"the buyer gets another address", "cone", "newip buyer", 0, 5, false},
+	{"the seller is cut off for 20 s", "cone", "block seller; sleep 20; $NATLAB_CTL unblock seller", 20, 3, true},
+	{"the seller's router forgets, and takes any port", "symmetric", "flush seller", 0, 5, true}, // by our relay
+	{"mappings last 3 s", "cone", "udp-timeout seller 3 3; $NATLAB_CTL udp-timeout buyer 3 3", 0, 5, true},
+}
+
 // TestFaults: what happens to a connection while data is due, both ends ours.
 func TestFaults(t *testing.T) {
-	for _, c := range []struct {
-		name          string
-		seller, buyer string
-		scenario      string
-		lasts, most   float64 // seconds: of the fault, and without data after it
-	}{
-		{"the seller is killed, and back after 3 s", "cone", "cone", "kill seller KILL; sleep 3; $NATLAB_CTL flush seller; $NATLAB_CTL start seller", 3, 5},
-		{"the seller gets another address", "cone", "cone", "newip seller", 0, 5},
-		{"the buyer gets another address", "cone", "cone", "newip buyer", 0, 5},
-		{"the seller is cut off for 20 s", "cone", "cone", "block seller; sleep 20; $NATLAB_CTL unblock seller", 20, 3},
-		{"the seller's router forgets, and takes any port", "symmetric", "cone", "flush seller", 0, 5}, // by our relay
-		{"mappings last 3 s", "cone", "cone", "udp-timeout seller 3 3; $NATLAB_CTL udp-timeout buyer 3 3", 0, 5},
-	} {
+	for _, c := range faults {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			buys := programs{"buyer": fmt.Sprintf("export RUN_S=%.0f; %s", 35+c.lasts, ours["follower"])}
 			sells := programs{"seller": "export FEED=1; " + ours["seller"]}
-			p := pair{seller: c.seller, buyer: c.buyer, sells: sells, buys: buys, network: ours, tries: 1, more: []string{
+			p := pair{seller: c.seller, buyer: "cone", sells: sells, buys: buys, network: ours, tries: 1, more: []string{
 				"--nodes", "8", "--timeout", "100", "--scenario", "sleep 14; $NATLAB_CTL " + c.scenario,
 			}}
 			if random(c.seller) {
@@ -266,6 +271,44 @@ func TestFaults(t *testing.T) {
 			r := run(t, p)[0]
 			t.Logf("%.1f s without data, %d dials", r.Gap, r.Dials)
 			if !r.OK || r.Gap > c.lasts+c.most {
+				t.Errorf("%+v", r)
+			}
+		})
+	}
+}
+
+// redials is a stock buyer that comes when the fault is over, and again when it fails: it says
+// how long that took, with its own start. Another one has been there all the time.
+const redials = `(export RUN_S=60; %[3]s) >/dev/null 2>&1 &
+until [ -e %[1]s/$NATLAB_ID.back ]; do sleep 0.05; done
+t=$(date +%%s%%3N)
+for i in 1 2 3 4; do
+  out=$( (%[2]s) | grep '^{' | tail -n 1)
+  case $out in *'"ok":true'*) break ;; esac
+done
+took=$(( $(date +%%s%%3N) - t ))
+echo "$out" | sed "s/\"connect_ms\":[0-9]*/\"connect_ms\":$took/"`
+
+// TestStockAfterFaults: a stock buyer reaches our seller again within 5 s, where data was due
+// to another one.
+func TestStockAfterFaults(t *testing.T) {
+	for _, c := range faults {
+		if !c.fresh {
+			continue
+		}
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			sells := programs{"seller": "export FEED=after; " + ours["seller"]}
+			p := pair{seller: c.seller, buyer: "cone", sells: sells, buys: programs{"buyer": fmt.Sprintf(redials, dir, stock["buyer"], stock["feed-buyer"])}, network: ours, tries: 1, more: []string{
+				"--nodes", "8", "--timeout", "100", "--scenario", fmt.Sprintf("sleep 14; $NATLAB_CTL %s; touch %s/$NATLAB_ID.back", c.scenario, dir),
+			}}
+			if random(c.seller) {
+				p.relay = ours
+			}
+			r := run(t, p)[0]
+			t.Logf("reached after %.0f ms, %s", r.Connect, r.Path)
+			if !r.OK || r.Connect > 5000 {
 				t.Errorf("%+v", r)
 			}
 		})
@@ -285,6 +328,7 @@ func TestEdge(t *testing.T) {
 		{seller: "udp-blocked", buyer: "symmetric", relay: product, tcp: true, want: "relay 5.20.1.2:443"},
 	} {
 		t.Run(p.seller+","+p.buyer, func(t *testing.T) {
+			t.Parallel()
 			p.sells, p.buys, p.network, p.tries = product, product, ours, 1
 			p.more = []string{"--nodes", "8"}
 			if *all {
@@ -298,6 +342,7 @@ func TestEdge(t *testing.T) {
 // TestHandOver: a buyer whose UDP is blocked buys by TCP, moves to the network when UDP
 // passes, and back when it is blocked again: no block is missing, none comes twice.
 func TestHandOver(t *testing.T) {
+	t.Parallel()
 	buys := programs{"buyer": "iptables -A OUTPUT -p udp -j DROP; export RUN_S=75; " + product["buyer"]}
 	r := run(t, pair{seller: "cone", buyer: "cone", sells: product, buys: buys, network: ours, relay: product, tcp: true, tries: 1, more: []string{
 		"--nodes", "8", "--timeout", "150", "--scenario", "sleep 5; $NATLAB_CTL exec buyer iptables -D OUTPUT -p udp -j DROP; sleep 50; $NATLAB_CTL exec buyer iptables -A OUTPUT -p udp -j DROP",

@@ -151,10 +151,17 @@ func seller(ctx context.Context) error {
 				return
 			}
 			fmt.Println("connection", c.RemoteAddr())
-			if os.Getenv("FEED") != "" {
-				go feed(c)
-			} else {
+			switch os.Getenv("FEED") {
+			case "":
 				go serve(c)
+			case "after":
+				go func() {
+					if send(c) {
+						feed(c)
+					}
+				}()
+			default:
+				go feed(c)
 			}
 		}
 	}()
@@ -162,7 +169,8 @@ func seller(ctx context.Context) error {
 	return nil
 }
 
-// feedEvery is how often a feed has something to say, if FEED is set.
+// feedEvery is how often a feed has something to say, if FEED is set; if that is "after", then
+// behind size bytes.
 const feedEvery = 500 * time.Millisecond
 
 // feed says something to who connects, twice a second.
@@ -255,14 +263,22 @@ func follower(ctx context.Context) error {
 // serve sends size bytes to who connects, and waits until that ends the connection.
 func serve(c *secretstream.Conn) {
 	defer c.Close()
+	if send(c) {
+		c.ReadMessage() //nolint:errcheck // it ends when the other side does
+	}
+}
+
+// send sends size bytes.
+func send(c *secretstream.Conn) bool {
 	b := make([]byte, 32<<10)
 	for range size / len(b) {
 		if err := c.WriteMessage(b); err != nil {
 			fmt.Println("write:", err)
-			return
+			c.Close()
+			return false
 		}
 	}
-	c.ReadMessage() //nolint:errcheck // it ends when the other side does
+	return true
 }
 
 // result is what the buyer prints.
