@@ -15,6 +15,8 @@ import (
 const (
 	// announceEvery is how often a key is announced anew: nodes keep it 13 minutes at least.
 	announceEvery = 9 * time.Minute
+	// seekEvery is how often it is looked whether other nodes are closer by now.
+	seekEvery = 40 * time.Minute
 	// announceSoon is when it is tried again after it failed, at first, and announceLate at
 	// last.
 	announceSoon = time.Second
@@ -72,13 +74,18 @@ func (l *Listener) announce() {
 // announceOnce announces the key at the nodes that are closest to it.
 func (l *Listener) announceOnce(ctx context.Context) error {
 	n := l.n
-	nodes, err := n.rpc.Query(ctx, rpc.Query{Target: l.target, Command: packet.FindPeer, Seeds: l.relayAddrs()})
-	if err != nil {
-		return err
+	nodes := l.renew(ctx)
+	if nodes == nil {
+		var err error
+		nodes, err = n.rpc.Query(ctx, rpc.Query{Target: l.target, Command: packet.FindPeer, Seeds: l.relayAddrs()})
+		if err != nil {
+			return err
+		}
+		l.soughtAt = time.Now()
 	}
 	// Those that are closest and answer; others follow where one does not.
 	var relays []packet.Relays
-	nodes = slices.DeleteFunc(nodes, func(r *rpc.Reply) bool { return len(nodes) > packet.MaxRelays && l.doubts.odd[r.From] >= maxOdd })
+	nodes = slices.DeleteFunc(nodes, func(r *rpc.Reply) bool { return len(nodes) > packet.MaxRelays && l.doubts.Doubted(r.From) })
 	for len(nodes) > 0 && len(relays) < packet.MaxRelays {
 		k := min(packet.MaxRelays-len(relays), len(nodes))
 		some := nodes[:k]
@@ -113,10 +120,35 @@ func (l *Listener) announceOnce(ctx context.Context) error {
 	return nil
 }
 
+// renew asks the relays whether the key may be announced there again: it returns their answers,
+// or nil if it is time to look for others that are closer.
+func (l *Listener) renew(ctx context.Context) []*rpc.Reply {
+	relays := l.relayAddrs()
+	if !l.calm || len(relays) < packet.MaxRelays || time.Since(l.soughtAt) > seekEvery {
+		return nil
+	}
+	out := make([]*rpc.Reply, len(relays))
+	var wg sync.WaitGroup
+	for i, to := range relays {
+		wg.Go(func() {
+			r, err := l.n.rpc.Ask(ctx, rpc.Ask{To: to, Command: packet.FindPeer, Target: &l.target})
+			if err == nil && r.Error == 0 && r.Valid() && r.Flags&packet.HasToken != 0 {
+				out[i] = r
+			}
+		})
+	}
+	wg.Wait()
+	if slices.Contains(out, nil) {
+		return nil
+	}
+	return out
+}
+
 // stay pings the relays until the key must be announced again: because it is time, because
 // a relay is gone, or because our address is another one.
 func (l *Listener) stay() {
 	n := l.n
+	l.calm = false
 	end := time.NewTimer(announceEvery)
 	defer end.Stop()
 	every := n.pingEvery()
@@ -124,10 +156,11 @@ func (l *Listener) stay() {
 	defer t.Stop()
 	look := time.NewTicker(suspectEvery)
 	defer look.Stop()
-	for {
+	for silent := false; ; {
 		suspicious := false
 		select {
 		case <-end.C:
+			l.calm = true
 			return
 		case <-l.again:
 			return
@@ -142,6 +175,13 @@ func (l *Listener) stay() {
 		l.mu.Lock()
 		relays := slices.Clone(l.relays)
 		l.mu.Unlock()
+		if silent = !silent && !suspicious && n.crowded(); silent {
+			for _, r := range relays {
+				n.rpc.Touch(r.Relay)
+			}
+			t.Reset(every)
+			continue
+		}
 		var wg sync.WaitGroup
 		var mu sync.Mutex
 		alive := 0
@@ -163,7 +203,7 @@ func (l *Listener) stay() {
 		if l.ctx.Err() != nil {
 			return
 		}
-		if len(moved) > 0 && l.believe(moved, len(relays)) {
+		if len(moved) > 0 && l.doubts.Believe(time.Now(), moved, len(relays)) {
 			n.pinged(every, false)
 			return // relays forward to where we are no longer
 		}
@@ -179,48 +219,12 @@ func (l *Listener) stay() {
 	}
 }
 
-// doubts are what is remembered of relays that say that we moved: some may lie, to keep us
-// busy. The goroutine that announces owns it.
-type doubts struct {
-	odd  map[netip.AddrPort]int // how often they alone said so
-	at   time.Time              // when it was believed last
-	wait time.Duration          // until it is believed again
-}
-
-const (
-	// maxOdd is how often one relay alone is believed; then it is left out.
-	maxOdd    = 3
-	maxDoubts = 64
-	// moveLeast and moveMost are between announcements for that reason.
-	moveLeast = time.Second
-	moveMost  = time.Minute
-	moveCalm  = 10 * time.Minute
-)
-
-// believe tells whether the key must be announced again as some of the relays see us elsewhere.
-func (l *Listener) believe(who []netip.AddrPort, of int) bool {
-	d := &l.doubts
-	now := time.Now()
-	since := now.Sub(d.at)
-	if since > moveCalm {
-		d.wait = 0
-	}
-	least := d.wait
-	if len(who) == 1 && of > 1 {
-		if d.odd == nil || len(d.odd) >= maxDoubts {
-			d.odd = map[netip.AddrPort]int{}
-		}
-		least = max(least, moveMost*time.Duration(d.odd[who[0]]))
-		if since < least {
-			return false
-		}
-		d.odd[who[0]]++
-	}
-	if since < least {
-		return false
-	}
-	d.at, d.wait = now, min(max(2*d.wait, moveLeast), moveMost)
-	return true
+// crowded tells whether several keys listen: then only every second ping is one, and the others
+// are a byte that nobody answers, which keeps the way open, too.
+func (n *Node) crowded() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return len(n.listeners) > 1
 }
 
 // pingEvery returns how often relays are pinged.

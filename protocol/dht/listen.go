@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/crypto/blake2b"
 
+	"dazaar-edge/protocol/dht/doubt"
 	"dazaar-edge/protocol/dht/packet"
 	"dazaar-edge/protocol/dht/rpc"
 	"dazaar-edge/protocol/secretstream"
@@ -39,16 +40,18 @@ type ListenConfig struct {
 
 // Listener makes a key reachable. All methods are safe for concurrent use.
 type Listener struct {
-	n      *Node
-	cfg    ListenConfig
-	public [32]byte
-	target packet.ID
-	accept chan accepted
-	ctx    context.Context //nolint:containedctx // it ends what the listener began
-	cancel context.CancelFunc
-	wg     sync.WaitGroup
-	again  chan struct{} // announce at once; room for one
-	doubts doubts        // owned by the goroutine that announces
+	n        *Node
+	cfg      ListenConfig
+	public   [32]byte
+	target   packet.ID
+	accept   chan accepted
+	ctx      context.Context //nolint:containedctx // it ends what the listener began
+	cancel   context.CancelFunc
+	wg       sync.WaitGroup
+	again    chan struct{} // announce at once; room for one
+	doubts   doubt.Doubts  // of those who say that we moved; owned by the goroutine that announces
+	soughtAt time.Time     // when the relays were looked for; likewise
+	calm     bool          // it is announced anew only because it is time; likewise
 
 	mu       sync.Mutex
 	closed   bool // guarded by mu, like all below

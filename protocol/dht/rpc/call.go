@@ -177,5 +177,8 @@ type Incoming struct {
 	From   netip.AddrPort
 }
 
+// Touch sends a byte that other nodes ignore: it keeps a router's way to one of them open.
+func (n *Node) Touch(to netip.AddrPort) { n.send(n.Socket(), []byte{0}, to, 0) }
+
 // Send sends a request to which no answer is expected: one that is passed on.
 func (n *Node) Send(s *udx.Socket, r *packet.Request) { n.send(s, r.Append(nil), r.To, 0) }

@@ -377,14 +377,14 @@ func (n *Node) seen(id packet.ID, a netip.AddrPort, told bool) {
 }
 
 // check asks a node whether it is there, and drops it, for another one perhaps, if not. It
-// does not wait.
+// does not wait. mu is held.
 func (n *Node) check(e entry, instead *entry) {
 	select {
 	case n.slots <- struct{}{}:
 	default:
 		return // there is enough to do
 	}
-	n.spawn(func() {
+	n.spawnLocked(func() {
 		<-n.slots
 		_, err := n.Ask(n.ctx, Ask{To: e.addr, Internal: true, Command: packet.Ping, Tries: 2})
 		if err == ErrTimeout { //nolint:errorlint // it is never wrapped

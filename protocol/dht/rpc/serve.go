@@ -82,12 +82,12 @@ func (n *Node) later(in *Incoming) {
 func (n *Node) hint(a netip.AddrPort) {
 	id := packet.NodeID(a)
 	n.mu.Lock()
+	defer n.mu.Unlock()
 	row := n.table.rows[n.table.row(id)]
 	known := false
 	for _, e := range row {
 		known = known || e.id == id && time.Since(e.seen) > time.Minute
 	}
-	n.mu.Unlock()
 	if known {
 		n.check(entry{id: id, addr: a}, nil)
 	}
