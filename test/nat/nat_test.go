@@ -68,7 +68,7 @@ func TestMain(m *testing.M) {
 			return 1
 		}
 		ours, stock, product = programs{}, programs{}, programs{}
-		for _, role := range []string{"bootstrap", "relay", "seller", "buyer", "follower", "feed-buyer"} {
+		for _, role := range []string{"bootstrap", "relay", "seller", "buyer", "follower", "feed-buyer", "bulk"} {
 			ours[role] = fmt.Sprintf("exec %s/node %s", dir, role)
 			stock[role] = fmt.Sprintf("export LAB_NODE_MODULES=%s; exec node %s/%s.js", modules, js, role)
 		}
@@ -312,6 +312,30 @@ func TestStockAfterFaults(t *testing.T) {
 				t.Errorf("%+v", r)
 			}
 		})
+	}
+}
+
+// TestBottleneck: a minute over 20 Mbit/s with 100 ms and 2 % loss, beside the same without
+// loss, which shows what the lab's wire carries.
+func TestBottleneck(t *testing.T) {
+	if !*all {
+		t.Log("only with -all: it needs the machine for itself")
+		return
+	}
+	speed := func(loss string) float64 {
+		p := pair{seller: "cone", buyer: "cone", sells: programs{"seller": "export FEED=bulk; " + ours["seller"]}, network: ours, tries: 1}
+		p.buys = programs{"buyer": "export RUN_S=60; " + ours["bulk"]}
+		p.more = []string{"--nodes", "8", "--timeout", "100", "--seller-net", "delay=25ms", "--buyer-net", "delay=25ms,rate=20mbit,queue=100ms,loss=" + loss}
+		r := run(t, p)[0]
+		if !r.OK {
+			t.Fatalf("%+v", r)
+		}
+		return r.Mbps
+	}
+	clean, lossy := speed("0%"), speed("2%")
+	t.Logf("%.1f Mbit/s without loss, %.1f with 2 %%", clean, lossy)
+	if lossy < 0.85*clean {
+		t.Errorf("%.0f %% of what the wire carries", 100*lossy/clean)
 	}
 }
 

@@ -41,6 +41,8 @@ func main() {
 		err = buyer(ctx)
 	case "follower":
 		err = follower(ctx)
+	case "bulk":
+		err = bulk(ctx)
 	case "edge-relay":
 		err = edgeRelay(ctx)
 	case "edge-seller":
@@ -160,6 +162,11 @@ func seller(ctx context.Context) error {
 						feed(c)
 					}
 				}()
+			case "bulk":
+				go func() {
+					for send(c) {
+					}
+				}()
 			default:
 				go feed(c)
 			}
@@ -257,6 +264,39 @@ func follower(ctx context.Context) error {
 		r.Gap = max(r.Gap, time.Since(last).Seconds())
 	}
 	r.OK, r.Elapsed = r.Lines > 0, time.Since(begun).Milliseconds()
+	return json.NewEncoder(os.Stdout).Encode(r)
+}
+
+// bulk reads for RUN_S seconds, and prints how fast that was.
+func bulk(ctx context.Context) error {
+	d, err := time.ParseDuration(os.Getenv("RUN_S") + "s")
+	if err != nil {
+		return err
+	}
+	n, err := dht.New(config())
+	if err != nil {
+		return err
+	}
+	defer n.Close()
+	if err := n.Bootstrap(ctx); err != nil {
+		return err
+	}
+	begun := time.Now()
+	c, err := n.Dial(ctx, dht.DialConfig{Key: keys("buyer"), Remote: [32]byte(keys("seller")[32:]), Stream: streams()})
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	r := result{OK: true, Connect: time.Since(begun).Milliseconds(), Path: "direct"}
+	got, open := 0, time.Now()
+	for time.Since(open) < d {
+		m, err := c.ReadMessage()
+		if err != nil {
+			return err
+		}
+		got += len(m)
+	}
+	r.Mbps, r.Elapsed = float64(got)*8/1e6/time.Since(open).Seconds(), time.Since(begun).Milliseconds()
 	return json.NewEncoder(os.Stdout).Encode(r)
 }
 
