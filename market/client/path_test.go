@@ -1,6 +1,7 @@
 package client
 
 import (
+	"log/slog"
 	"testing"
 
 	"dazaar-edge/protocol/dazaar"
@@ -12,7 +13,7 @@ import (
 func TestReplacedWhileMoving(t *testing.T) {
 	for code, goesOn := range map[string]bool{dazaar.CodeReplaced: false, dazaar.CodeRevoked: false, dazaar.CodeClosing: true, dazaar.CodeBusy: true} {
 		v, next := &visit{}, &visit{}
-		c := &Client{current: v, moving: true}
+		c := &Client{current: v, moving: true, log: slog.New(slog.DiscardHandler)}
 		v.c, next.c = c, c
 		m := &mover{c: c, next: next}
 		if err := (*visitor)(v).Invalid(dazaar.Invalid{Code: code}); err == nil {
