@@ -302,7 +302,7 @@ type Status struct {
 type Offer struct {
 	Announced string   `json:"announced,omitempty"`  // when; none if it is not
 	Relays    []string `json:"relays,omitempty"`     // nodes that pass on what buyers say
-	TCP       []string `json:"tcp_relays,omitempty"` // relays through which it is reached by TCP
+	TCP       []string `json:"tcpRelays,omitempty"` // relays through which it is reached by TCP
 	Error     string   `json:"error,omitempty"`
 }
 
