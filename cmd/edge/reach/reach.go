@@ -300,8 +300,8 @@ type Status struct {
 
 // Offer says how an offer is announced.
 type Offer struct {
-	Announced string   `json:"announced,omitempty"`  // when; none if it is not
-	Relays    []string `json:"relays,omitempty"`     // nodes that pass on what buyers say
+	Announced string   `json:"announced,omitempty"` // when; none if it is not
+	Relays    []string `json:"relays,omitempty"`    // nodes that pass on what buyers say
 	TCP       []string `json:"tcpRelays,omitempty"` // relays through which it is reached by TCP
 	Error     string   `json:"error,omitempty"`
 }
