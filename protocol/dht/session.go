@@ -124,8 +124,25 @@ func (s *session) run(message []byte) (ok bool) {
 		s.bind(s.first.in.Socket, s.first.client)
 	} else if s.theirs.Firewall == packet.Open {
 		s.bind(n.rpc.Socket(), s.first.client)
+		l.spawn(s.beat) // else our router lets nobody in
 	}
 	return s.wait(keys)
+}
+
+// beat sends signs of life until one comes back: by them others learn where we are.
+func (s *session) beat() {
+	t := time.NewTicker(callTime)
+	defer t.Stop()
+	for end := time.Now().Add(connectTime); time.Now().Before(end); {
+		s.stream.Heartbeat()
+		select {
+		case <-t.C:
+		case <-s.stream.First():
+			return
+		case <-s.l.ctx.Done():
+			return
+		}
+	}
 }
 
 // direct tells whether the client asked without a relay.
@@ -204,19 +221,7 @@ func (s *session) detour() {
 		return
 	}
 	met()
-	// The relay learns from our packets where we are.
-	t := time.NewTicker(callTime)
-	defer t.Stop()
-	for {
-		s.stream.Heartbeat()
-		select {
-		case <-t.C:
-		case <-s.stream.First():
-			return
-		case <-ctx.Done():
-			return
-		}
-	}
+	s.beat() // the relay learns from our packets where we are
 }
 
 // detoured tells whether the stream still goes by a blind relay.

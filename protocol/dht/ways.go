@@ -50,7 +50,7 @@ func (d *dialing) connect(ctx context.Context) (*ways, error) {
 	if d.cfg.NoRelay {
 		through = nil
 	}
-	if d.theirs.Firewall == packet.Open || through == nil && (!d.theirs.Punch || len(d.theirs.Relays) == 0) {
+	if d.theirs.Firewall == packet.Open || !d.open && through == nil && (!d.theirs.Punch || len(d.theirs.Relays) == 0) {
 		to := d.server
 		for _, a := range d.theirs.Addrs {
 			if d.theirs.Firewall == packet.Open && reachable(a.Addr(), d.server.Addr()) {

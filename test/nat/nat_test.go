@@ -220,11 +220,16 @@ func TestRelayed(t *testing.T) {
 
 // TestStock: ours with stock peers, both ways; on a network of stock nodes, by stock relays.
 func TestStock(t *testing.T) {
+	known := programs{"buyer": "export WAIT_OPEN=1; " + ours["buyer"]} // it knows that it is open
 	for _, p := range []pair{
 		{seller: "cone", buyer: "cone", sells: ours, buys: stock, network: stock},
 		{seller: "cone", buyer: "cone", sells: stock, buys: ours, network: stock},
 		{seller: "symmetric", buyer: "cone", sells: ours, buys: stock, network: ours},
 		{seller: "cone", buyer: "symmetric", sells: stock, buys: ours, network: ours},
+		{seller: "cone", buyer: "none", sells: ours, buys: stock, network: stock},
+		{seller: "symmetric", buyer: "none", sells: ours, buys: stock, network: ours},
+		{seller: "cone", buyer: "none", sells: stock, buys: known, network: stock},
+		{seller: "symmetric", buyer: "none", sells: ours, buys: known, network: ours},
 		{seller: "symmetric", buyer: "symmetric", sells: ours, buys: stock, network: stock, relay: stock, want: "relay"},
 		{seller: "symmetric", buyer: "symmetric", sells: stock, buys: ours, network: stock, relay: stock, want: "relay"},
 		{seller: "symmetric", buyer: "symmetric", sells: ours, buys: stock, network: ours, relay: ours, want: "relay"},
