@@ -184,11 +184,13 @@ func schedule(t *testing.T, seed uint64) {
 			first, n := p.m.Bounds()
 			p.m.prune(min(n-1, first+p.rng.Uint64N(20)))
 		case 8:
-			// No block after a revocation.
-			p.l.with((*Seller).Revoke)
-			p.meter.mu.Lock()
-			p.meter.revoked = true
-			p.meter.mu.Unlock()
+			// No block after a revocation. (Where the buyer has not come yet, nobody is revoked.)
+			p.l.with(func(s *Seller) {
+				s.Revoke()
+				p.meter.mu.Lock()
+				p.meter.revoked = true
+				p.meter.mu.Unlock()
+			})
 			p.l.close()
 			p.connect(false)
 		case 9:
@@ -242,9 +244,10 @@ func schedule(t *testing.T, seed uint64) {
 	})
 	defer timer.Stop()
 	p.in.wait(func() bool {
+		// The seller may not know yet that the buyer has other blocks, as many, of before its loss.
 		n := uint64(len(p.m.blocks))
-		_, last := p.in.blocks[n-1]
-		return p.in.stuck || last && p.in.head.Length == n && p.in.head.Fork == p.m.Fork()
+		last, ok := p.in.blocks[n-1]
+		return p.in.stuck || ok && bytes.Equal(last, p.m.blocks[n-1]) && p.in.head.Length == n && p.in.head.Fork == p.m.Fork()
 	})
 	p.l.close()
 	p.check()
