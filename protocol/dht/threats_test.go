@@ -201,7 +201,7 @@ func TestLiars(t *testing.T) {
 			}
 			return a
 		}
-		defer r.start()()
+		stop := r.start()
 		for range 5 {
 			for _, n := range s.nodes {
 				a, _ := n.Address()
@@ -210,6 +210,7 @@ func TestLiars(t *testing.T) {
 			time.Sleep(time.Minute)
 			s.buys("with a liar")
 		}
+		stop()
 		if heard == 0 {
 			t.Error("the liar was never asked")
 		}
@@ -371,7 +372,7 @@ func TestRelayLies(t *testing.T) {
 			}
 			return a
 		}
-		defer r.start()()
+		stop := r.start()
 		for _, x := range s.nodes {
 			a, _ := x.Address()
 			r.hail(a)
@@ -384,13 +385,14 @@ func TestRelayLies(t *testing.T) {
 				times++
 			}
 		}
+		s.buys("with a relay that lies")
+		stop()
 		if n == 0 {
 			t.Error("the liar was never asked")
 		}
 		if times > 20 {
 			t.Errorf("announced %d times in 15 minutes", times)
 		}
-		s.buys("with a relay that lies")
 	})
 }
 
@@ -428,7 +430,7 @@ func TestReflection(t *testing.T) {
 		r := w.rogue("66.6.6.6", wan)
 		got := 0
 		r.hears = func(a packet.Response) { got += len(a.Append(nil)) }
-		defer r.start()()
+		stop := r.start()
 		at, _ := w.nodes[1].Address()
 		asked := 0
 		for range 5000 {
@@ -439,6 +441,7 @@ func TestReflection(t *testing.T) {
 			time.Sleep(2 * time.Millisecond)
 		}
 		time.Sleep(time.Second)
+		stop()
 		if got > 256<<10+11*(32<<10)+5000*60 {
 			t.Errorf("%d bytes for %d", got, asked)
 		}

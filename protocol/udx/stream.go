@@ -215,14 +215,21 @@ func (s *Stream) packet(sock *Socket, from netip.AddrPort, b []byte) {
 	}
 	known := s.path.is(sock, from)
 	if !known && s.cfg.OnPacket != nil {
-		s.hear = func() { s.cfg.OnPacket(sock, from) }
+		s.hear = func() {
+			s.cfg.OnPacket(sock, from) // which may bind the stream: before who waits for the first closes the socket
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.hearFirst()
+		}
 	}
 	if s.over {
 		s.ackDue = s.ackDue || h.flags&(flagData|flagEnd) != 0
 		return
 	}
 	now, una := s.ep.now(), s.una
-	s.hearFirst()
+	if s.hear == nil {
+		s.hearFirst()
+	}
 	if h.flags&flagDestroy != 0 {
 		if !before(h.seq, s.expect) && (known || s.path.sock == nil || s.candidate.is(sock, from)) {
 			s.fail(ErrReset)
