@@ -61,7 +61,7 @@ func TestFails(t *testing.T) {
 		"lines":     {"i=0; while [ $i -lt 100 ]; do echo a$i 1; i=$((i+1)); done", "more than 64 lines"},
 		"no end":    {"yes", "prints too much"},
 		"too long":  {"sleep 60", "longer than 300ms"},
-		"daughters": {"(sleep 1; touch " + left + ") & sleep 60", "longer than 300ms"},
+		"daughters": {"(sleep 3; touch " + left + ") & sleep 60", "longer than 300ms"},
 	} {
 		start := time.Now()
 		s := source(t, Config{Command: []string{script(t, c.text)}, Name: "x", Timeout: 300 * time.Millisecond})
@@ -76,11 +76,11 @@ func TestFails(t *testing.T) {
 		}
 	}
 	// One who leaves somebody behind, who holds its output open, was read.
-	s := source(t, Config{Command: []string{script(t, "(sleep 1; touch "+left+") & echo 21.5")}, Name: "x"})
+	s := source(t, Config{Command: []string{script(t, "(sleep 3; touch "+left+") & echo 21.5")}, Name: "x"})
 	if got, err := s.Read(context.Background()); err != nil || len(got) != 1 || got[0].Value != 21.5 {
 		t.Error(got, err)
 	}
-	time.Sleep(1200 * time.Millisecond) // until the daughters would have acted
+	time.Sleep(3300 * time.Millisecond) // until the daughters would have acted: who holds the output open has a second
 	if _, err := os.Stat(left); err == nil {
 		t.Error("what the program started goes on")
 	}
