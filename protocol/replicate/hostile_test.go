@@ -81,7 +81,8 @@ func (s *stranger) wait(f func() bool) {
 // meet connects a stranger to a seller of the feed, by TCP.
 func meet(t testing.TB, feed Feed, from Blocks, up *Uplink, rate float64, config func(*SellerConfig)) *stranger {
 	t.Helper()
-	a, b := streams(t)
+	ra, rb := byTCP(t)
+	a, b := streams(t, ra, rb)
 	share := up.Share(rate)
 	ma := mux.New(a, mux.Config{Window: share.Window(), Pace: share})
 	mb := mux.New(b, mux.Config{})

@@ -355,6 +355,7 @@ type sale struct {
 	config func(*SellerConfig)
 	rate   float64
 	up     *Uplink // nil is one that announces at once
+	pipe   bool    // joins them in memory, where a test has a clock of its own
 }
 
 func testLog() *slog.Logger {
@@ -364,30 +365,62 @@ func testLog() *slog.Logger {
 	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 }
 
-// streams returns the two ends of a connection by TCP, the seller's and the
-// buyer's.
-func streams(t testing.TB) (sells, buys *secretstream.Conn) {
+// byTCP returns the two ends of a connection through the kernel.
+func byTCP(t testing.TB) (ra, rb net.Conn) {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer ln.Close()
-	rb, err := net.Dial("tcp", ln.Addr().String())
-	if err != nil {
+	if rb, err = net.Dial("tcp", ln.Addr().String()); err != nil {
 		t.Fatal(err)
 	}
-	ra, err := ln.Accept()
-	if err != nil {
+	if ra, err = ln.Accept(); err != nil {
 		t.Fatal(err)
 	}
+	return ra, rb
+}
+
+// byMemory returns the two ends of a connection that holds some writes a side, as
+// a kernel would. Nothing of it takes time by the clock of a test.
+func byMemory() (ra, rb net.Conn) {
+	ra, a := net.Pipe()
+	b, rb := net.Pipe()
+	carry := func(to, from net.Conn) {
+		held := make(chan []byte, 16)
+		go func() {
+			defer close(held)
+			for buf := make([]byte, 64<<10); ; {
+				n, err := from.Read(buf)
+				if err != nil {
+					return
+				}
+				held <- bytes.Clone(buf[:n])
+			}
+		}()
+		for p := range held {
+			to.Write(p) //nolint:errcheck // an end that is closed takes nothing
+		}
+		to.Close()
+	}
+	go carry(b, a)
+	go carry(a, b)
+	return ra, rb
+}
+
+// streams encrypts a connection and returns its two ends, the seller's and the
+// buyer's.
+func streams(t testing.TB, ra, rb net.Conn) (sells, buys *secretstream.Conn) {
+	t.Helper()
 	done := make(chan error, 1)
 	go func() {
 		var err error
 		sells, err = secretstream.Server(context.Background(), ra, secretstream.Config{Static: key(100)})
 		done <- err
 	}()
-	if buys, err = secretstream.Client(context.Background(), rb, secretstream.Config{Static: key(101), MaxMessage: 4 << 20}); err != nil {
+	buys, err := secretstream.Client(context.Background(), rb, secretstream.Config{Static: key(101), MaxMessage: 4 << 20})
+	if err != nil {
 		t.Fatal(err)
 	}
 	if err := <-done; err != nil {
@@ -396,7 +429,7 @@ func streams(t testing.TB) (sells, buys *secretstream.Conn) {
 	return sells, buys
 }
 
-// connect joins a feed and a buyer by TCP.
+// connect joins a feed and a buyer.
 func connect(t testing.TB, s sale) *link {
 	t.Helper()
 	return connectBy(t, s, func(s mux.Stream, _ bool) mux.Stream { return s })
@@ -406,7 +439,13 @@ func connect(t testing.TB, s sale) *link {
 func connectBy(t testing.TB, s sale, wrap func(s mux.Stream, sells bool) mux.Stream) *link {
 	t.Helper()
 	l := &link{t: t, ended: make(chan error, 4)}
-	l.a, l.b = streams(t)
+	var ra, rb net.Conn
+	if s.pipe {
+		ra, rb = byMemory()
+	} else {
+		ra, rb = byTCP(t)
+	}
+	l.a, l.b = streams(t, ra, rb)
 	up := s.up
 	if up == nil {
 		up = &Uplink{Coalesce: 1}
