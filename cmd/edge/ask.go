@@ -184,7 +184,7 @@ func buyersCommand(p *program, ctx context.Context, args []string) error {
 
 func cardCommand(p *program, ctx context.Context, args []string) error {
 	f := p.flags("card", "[KEY [--bootstrap HOST:PORT]] | [-c edge.yaml] [--feed NAME] [--link | --qr]")
-	bootstrap := f.String("bootstrap", "", "with a key: nodes of the network to begin with, HOST:PORT with commas between them (default: the public network)")
+	bootstrap := reach.NodesFlag(f, "with a key: ")
 	file := f.String("c", defaultConfig, "configuration file")
 	feed := f.String("feed", "", "which feed, if there are several")
 	link := f.Bool("link", false, "print the link: whoever has it can ask the seller for the card")
@@ -194,7 +194,7 @@ func cardCommand(p *program, ctx context.Context, args []string) error {
 		if err != nil {
 			return err
 		}
-		return reach.PrintShort(ctx, p.stdout, rest[0], strings.FieldsFunc(*bootstrap, func(r rune) bool { return r == ',' }))
+		return reach.PrintShort(ctx, p.stdout, rest[0], *bootstrap)
 	}
 	if _, err := p.parse(f, args, 0); err != nil {
 		return err

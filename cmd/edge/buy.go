@@ -29,7 +29,7 @@ const buyArgs = "CARD [--seller HOST:PORT[,…]] [--follow] [--from TIME|INDEX|e
 func buyCommand(p *program, ctx context.Context, args []string) (err error) {
 	f := p.flags("buy", buyArgs)
 	seller := f.String("seller", reach.ByNetwork, "where the seller is: HOST:PORT, and \"network\" to find it by its key, or several with commas between them, the best first: one who follows moves to a better one when it answers")
-	bootstrap := f.String("bootstrap", "", "nodes of the network to begin with, HOST:PORT with commas between them (default: the public network)")
+	bootstrap := reach.NodesFlag(f, "")
 	relay := f.String("relay", "", "relay to go by until there is a direct way, besides those that the seller names: KEY, or KEY@HOST:PORT for one that is reached by TCP, too")
 	follow := f.Bool("follow", false, "go on with what is appended, until stopped")
 	from := f.String("from", "0", "what to begin with: a time like 2026-11-20T12:00:00Z, a block's index, or \"end\" for what comes from now on; where there is a state it is not looked at")
@@ -50,7 +50,7 @@ func buyCommand(p *program, ctx context.Context, args []string) (err error) {
 	if err != nil {
 		return err
 	}
-	addresses, nodes := strings.Split(*seller, ","), strings.FieldsFunc(*bootstrap, func(r rune) bool { return r == ',' })
+	addresses := strings.Split(*seller, ",")
 	cfg := client.Config{Follow: *follow, Agent: agent(), Step: *step}
 	cfg.Budget = purse.Budget{Total: *sats * 1000, Day: *daySats * 1000, Purchase: *stepSats * 1000, Fee: *feeSats * 1000}
 	if cfg.Seller, cfg.Card, err = reach.Find(ctx, rest[0]); err != nil {
@@ -65,8 +65,6 @@ func buyCommand(p *program, ctx context.Context, args []string) (err error) {
 	}
 	cfg.Log = slog.New(slog.NewTextHandler(p.stderr, &slog.HandlerOptions{Level: level}))
 	switch {
-	case slices.ContainsFunc(nodes, configs.BadNode):
-		return p.usage(f.Usage, "--bootstrap %q: HOST:PORT, or several with commas between them", *bootstrap)
 	case slices.ContainsFunc(addresses, reach.BadAddress):
 		return p.usage(f.Usage, "--seller %q: HOST:PORT, with a port from 1 to 65535, or \"network\", or several with commas between them", *seller)
 	case *format != "ndjson" && *format != "raw":
@@ -113,7 +111,7 @@ func buyCommand(p *program, ctx context.Context, args []string) (err error) {
 	}
 	cfg.Accept = p.terms(*dir, *accept)
 	if slices.Contains(addresses, reach.ByNetwork) {
-		n, e := reach.Open(reach.Config{Network: configs.Network{Bootstrap: nodes, Relays: relays}, File: filepath.Join(filepath.Dir(*dir), nodesName), Log: cfg.Log})
+		n, e := reach.Open(reach.Config{Network: configs.Network{Bootstrap: *bootstrap, Relays: relays}, File: filepath.Join(filepath.Dir(*dir), nodesName), Log: cfg.Log})
 		if e != nil {
 			return e
 		}

@@ -3,8 +3,6 @@ package main
 import (
 	"context"
 	"log/slog"
-	"slices"
-	"strings"
 	"time"
 
 	"dazaar-edge/cmd/edge/reach"
@@ -18,7 +16,7 @@ func relayCommand(p *program, ctx context.Context, args []string) error {
 	listen := f.String("listen", ":49737", "UDP address, which anybody can send to")
 	tcp := f.String("tcp", ":443", "TCP address for those whose networks block UDP, or none")
 	public := f.String("public", "", "ADDRESS:PORT where the relay is reached, if the network shall not find that out")
-	bootstrap := f.String("bootstrap", "", "nodes of the network to begin with, HOST:PORT with commas between them (default: the public network)")
+	bootstrap := reach.NodesFlag(f, "")
 	rate := f.String("rate", "none", "how much is passed on in all")
 	pairRate := f.String("pair-rate", "none", "how much between two peers")
 	pairs := f.Int("pairs", 256, "between how many pairs of peers at once")
@@ -29,7 +27,7 @@ func relayCommand(p *program, ctx context.Context, args []string) error {
 	}
 	cfg := reach.RelayConfig{
 		KeyFile: *key, Listen: *listen, TCP: *tcp, Public: *public, Every: *every, Limits: relay.ServerConfig{Pairs: *pairs, Time: *lasts},
-		Bootstrap: strings.FieldsFunc(*bootstrap, func(r rune) bool { return r == ',' }), Log: slog.New(slog.NewTextHandler(p.stderr, nil)),
+		Bootstrap: *bootstrap, Log: slog.New(slog.NewTextHandler(p.stderr, nil)),
 	}
 	if cfg.TCP == "none" {
 		cfg.TCP = ""
@@ -41,8 +39,6 @@ func relayCommand(p *program, ctx context.Context, args []string) error {
 	switch {
 	case err != nil:
 		return p.usage(f.Usage, "%v", err)
-	case slices.ContainsFunc(cfg.Bootstrap, configs.BadNode):
-		return p.usage(f.Usage, "--bootstrap %q: HOST:PORT, or several with commas between them", *bootstrap)
 	case *pairs < 1 || *lasts < 0 || *every <= 0:
 		return p.usage(f.Usage, "--pairs, --time and --every must be more than nothing")
 	}

@@ -88,7 +88,7 @@ func verifyCommand(p *program, ctx context.Context, args []string) error {
 	shown := f.String("proof", "", "check a file that edge buy --proof wrote: that the seller signed these readings for this buyer; nobody is asked")
 	readings := f.String("out", "", "with --proof: write the readings that are proved to this new file")
 	ask := f.Bool("burned", false, "with --proof: ask the network whether the seller has burned the feed since")
-	bootstrap := f.String("bootstrap", "", "with --burned: nodes of the network to begin with, HOST:PORT with commas between them (default: the public network)")
+	bootstrap := reach.NodesFlag(f, "with --burned: ")
 	want := 1
 	if slices.ContainsFunc(args, func(a string) bool { return strings.HasPrefix(a, "--receipt") || strings.HasPrefix(a, "--proof") }) {
 		want = 0

@@ -58,6 +58,14 @@ func follow(ctx context.Context, n *dht.Node, got chan<- time.Time) {
 	close(got)
 }
 
+// cutOff is a fault: nothing passes a router for a while.
+func cutOff(r *simnet.Router, d time.Duration) time.Duration {
+	r.SetLink(simnet.Link{Blocked: true})
+	time.Sleep(d)
+	r.SetLink(wan)
+	return d
+}
+
 // TestFaults: data comes again soon after what happens to networks.
 func TestFaults(t *testing.T) {
 	for _, c := range []struct {
@@ -70,24 +78,9 @@ func TestFaults(t *testing.T) {
 		{"the buyer gets another address", simnet.PortRestricted, simnet.PortRestricted, func(_, b *simnet.Router) time.Duration { b.Move("8.8.8.8"); return 0 }, 5 * time.Second},
 		{"the seller's router forgets", simnet.PortRestricted, simnet.PortRestricted, func(s, _ *simnet.Router) time.Duration { s.Reset(); return 0 }, 5 * time.Second},
 		{"the seller's router forgets, and takes any port", simnet.FullCone, simnet.PortRestricted, func(s, _ *simnet.Router) time.Duration { s.Reset(); return 0 }, 5 * time.Second},
-		{"the seller is cut off for 20 s", simnet.PortRestricted, simnet.PortRestricted, func(s, _ *simnet.Router) time.Duration {
-			s.SetLink(simnet.Link{Blocked: true})
-			time.Sleep(20 * time.Second)
-			s.SetLink(wan)
-			return 20 * time.Second
-		}, 3 * time.Second},
-		{"the buyer is cut off for 20 s", simnet.PortRestricted, simnet.PortRestricted, func(_, b *simnet.Router) time.Duration {
-			b.SetLink(simnet.Link{Blocked: true})
-			time.Sleep(20 * time.Second)
-			b.SetLink(wan)
-			return 20 * time.Second
-		}, 3 * time.Second},
-		{"the seller is cut off for 5 minutes", simnet.PortRestricted, simnet.PortRestricted, func(s, _ *simnet.Router) time.Duration {
-			s.SetLink(simnet.Link{Blocked: true})
-			time.Sleep(5 * time.Minute)
-			s.SetLink(wan)
-			return 5 * time.Minute
-		}, 6 * time.Second},
+		{"the seller is cut off for 20 s", simnet.PortRestricted, simnet.PortRestricted, func(s, _ *simnet.Router) time.Duration { return cutOff(s, 20*time.Second) }, 3 * time.Second},
+		{"the buyer is cut off for 20 s", simnet.PortRestricted, simnet.PortRestricted, func(_, b *simnet.Router) time.Duration { return cutOff(b, 20*time.Second) }, 3 * time.Second},
+		{"the seller is cut off for 5 minutes", simnet.PortRestricted, simnet.PortRestricted, func(s, _ *simnet.Router) time.Duration { return cutOff(s, 5*time.Minute) }, 6 * time.Second},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

@@ -34,7 +34,7 @@ func (n *Node) onHandshake(in *rpc.Incoming) {
 			return
 		}
 		h.Mode, h.Peer = packet.FromRelay, in.From
-		n.pass(in, h.Append(nil))
+		n.pass(in, netip.AddrPort{}, h.Append(nil))
 	case packet.FromRelay, packet.FromSecondRelay:
 		if l != nil && h.Peer.IsValid() {
 			l.onHandshake(in, &h, h.Peer)
@@ -60,18 +60,9 @@ func (n *Node) onHolepunch(in *rpc.Incoming) {
 			l.onRound(in, &h, in.From)
 			return
 		}
-		// Where the server was when it answered the handshake.
-		to := h.Peer
-		f, ok := n.store.forward(in.Target)
-		if !to.IsValid() && ok {
-			to = f.addr
-		}
-		if !ok || !n.rpc.Persistent() {
-			n.rpc.Answer(in, rpc.Answer{Closer: true})
-			return
-		}
+		to := h.Peer // where the server was when it answered the handshake
 		h.Mode, h.Peer = packet.FromRelay, in.From
-		n.send(n.rpc.ServerSocket(), in, to, h.Append(nil))
+		n.pass(in, to, h.Append(nil))
 	case packet.FromRelay:
 		if l != nil && h.Peer.IsValid() {
 			l.onRound(in, &h, h.Peer)
@@ -84,14 +75,18 @@ func (n *Node) onHolepunch(in *rpc.Incoming) {
 	}
 }
 
-// pass sends a request on to who announced its target here.
-func (n *Node) pass(in *rpc.Incoming, value []byte) {
+// pass sends a request on to who announced its target here: to an address if there is one,
+// or else to that from which it was announced.
+func (n *Node) pass(in *rpc.Incoming, to netip.AddrPort, value []byte) {
 	f, ok := n.store.forward(in.Target)
 	if !ok || !n.rpc.Persistent() {
 		n.rpc.Answer(in, rpc.Answer{Closer: true})
 		return
 	}
-	n.send(n.rpc.ServerSocket(), in, f.addr, value)
+	if !to.IsValid() {
+		to = f.addr
+	}
+	n.send(n.rpc.ServerSocket(), in, to, value)
 }
 
 // send sends a request on, under the same number.

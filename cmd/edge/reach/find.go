@@ -4,11 +4,13 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -77,6 +79,27 @@ func fetchCard(ctx context.Context, url string) ([]byte, error) {
 
 // shortTime bounds how long the network is asked for a short card.
 const shortTime = 30 * time.Second
+
+// nodesFlag is a [flag.Value]: nodes of the network with commas between them.
+type nodesFlag []string
+
+func (n *nodesFlag) String() string { return strings.Join(*n, ",") }
+
+func (n *nodesFlag) Set(text string) error {
+	*n = strings.FieldsFunc(text, func(r rune) bool { return r == ',' })
+	if len(*n) == 0 || slices.ContainsFunc(*n, configs.BadNode) {
+		return errors.New("HOST:PORT, or several with commas between them")
+	}
+	return nil
+}
+
+// NodesFlag adds the flag --bootstrap to f, and returns what it is given. The usage says first
+// when it counts.
+func NodesFlag(f *flag.FlagSet, when string) *[]string {
+	nodes := new(nodesFlag)
+	f.Var(nodes, "bootstrap", when+"nodes of the network to begin with, `HOST:PORT` with commas between them (default: the public network)")
+	return (*[]string)(nodes)
+}
 
 // PrintShort prints the short card of a key, in hex, as the network has it.
 func PrintShort(ctx context.Context, out io.Writer, text string, bootstrap []string) (err error) {

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"strings"
 	"time"
 
 	"dazaar-edge/configs"
@@ -113,9 +112,8 @@ func (n *Network) publishBurned(ctx context.Context, sold Sold, when map[[32]byt
 }
 
 // Burned tells whether the network knows that one of some keys was burned.
-func Burned(ctx context.Context, signers [][32]byte, bootstrap string) (burned bool, err error) {
-	nodes := strings.FieldsFunc(bootstrap, func(r rune) bool { return r == ',' })
-	n, err := Open(Config{Network: configs.Network{Bootstrap: nodes}, Log: slog.New(slog.DiscardHandler)})
+func Burned(ctx context.Context, signers [][32]byte, bootstrap []string) (burned bool, err error) {
+	n, err := Open(Config{Network: configs.Network{Bootstrap: bootstrap}, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		return false, err
 	}

@@ -112,6 +112,20 @@ func parseAddrs(b []byte) ([]netip.AddrPort, []byte, error) {
 	return compact.ParseArray(b, maxAddrs, addrSize, ParseAddr)
 }
 
+// appendHead appends what both kinds begin with.
+func appendHead(b []byte, first byte, flags Flags, tid uint16, to netip.AddrPort, id *ID, token *[32]byte) []byte {
+	b = append(b, first, byte(flags))
+	b = binary.LittleEndian.AppendUint16(b, tid)
+	b = AppendAddr(b, to)
+	if flags&HasID != 0 {
+		b = append(b, id[:]...)
+	}
+	if flags&HasToken != 0 {
+		b = append(b, token[:]...)
+	}
+	return b
+}
+
 // Request asks a node for something.
 type Request struct {
 	Flags   Flags
@@ -126,15 +140,7 @@ type Request struct {
 
 // Append appends the datagram.
 func (r *Request) Append(b []byte) []byte {
-	b = append(b, requestByte, byte(r.Flags))
-	b = binary.LittleEndian.AppendUint16(b, r.TID)
-	b = AppendAddr(b, r.To)
-	if r.Flags&HasID != 0 {
-		b = append(b, r.ID[:]...)
-	}
-	if r.Flags&HasToken != 0 {
-		b = append(b, r.Token[:]...)
-	}
+	b = appendHead(b, requestByte, r.Flags, r.TID, r.To, &r.ID, &r.Token)
 	b = compact.AppendUint(b, r.Command)
 	if r.Flags&HasTo != 0 {
 		b = append(b, r.Target[:]...)
@@ -159,15 +165,7 @@ type Response struct {
 
 // Append appends the datagram.
 func (r *Response) Append(b []byte) []byte {
-	b = append(b, responseByte, byte(r.Flags))
-	b = binary.LittleEndian.AppendUint16(b, r.TID)
-	b = AppendAddr(b, r.To)
-	if r.Flags&HasID != 0 {
-		b = append(b, r.ID[:]...)
-	}
-	if r.Flags&HasToken != 0 {
-		b = append(b, r.Token[:]...)
-	}
+	b = appendHead(b, responseByte, r.Flags, r.TID, r.To, &r.ID, &r.Token)
 	if r.Flags&HasNodes != 0 {
 		b = appendAddrs(b, r.Closer)
 	}

@@ -121,10 +121,10 @@ func edgeBuyer(ctx context.Context) error {
 			r.OK, r.Error = false, fmt.Sprintf(format, args...)
 		}
 	}
-	lasts := time.Duration(0)
-	if s := os.Getenv("RUN_S"); s != "" {
+	runs := time.Duration(0)
+	if os.Getenv("RUN_S") != "" {
 		var err error
-		if lasts, err = time.ParseDuration(s + "s"); err != nil {
+		if runs, err = lasts(); err != nil {
 			return err
 		}
 	}
@@ -148,7 +148,7 @@ func edgeBuyer(ctx context.Context) error {
 	}
 	var last time.Time
 	index, before := int64(-1), ""
-	limit := time.After(45*time.Second + lasts)
+	limit := time.After(45*time.Second + runs)
 loop:
 	for {
 		select {
@@ -176,7 +176,7 @@ loop:
 			} else {
 				r.Gap = max(r.Gap, time.Since(last).Seconds())
 			}
-			if last = time.Now(); time.Since(begun) > lasts && r.Lines >= 5 {
+			if last = time.Now(); time.Since(begun) > runs && r.Lines >= 5 {
 				break loop
 			}
 		case <-limit:

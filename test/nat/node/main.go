@@ -71,17 +71,36 @@ func config() dht.Config {
 	return dht.Config{Bootstrap: strings.Split(os.Getenv("NATLAB_BOOTSTRAP"), ","), Port: 49737}
 }
 
+// join starts a node that the network knows.
+func join(ctx context.Context, cfg dht.Config) (*dht.Node, error) {
+	n, err := dht.New(cfg)
+	if err != nil {
+		return nil, err
+	}
+	if err := n.Bootstrap(ctx); err != nil {
+		n.Close()
+		return nil, err
+	}
+	return n, nil
+}
+
+// dial connects to the seller.
+func dial(ctx context.Context, n *dht.Node, cfg dht.DialConfig) (*secretstream.Conn, error) {
+	cfg.Key, cfg.Remote, cfg.Stream = keys("buyer"), [32]byte(keys("seller")[32:]), streams()
+	return n.Dial(ctx, cfg)
+}
+
+// lasts is for how long a program runs that ends by itself.
+func lasts() (time.Duration, error) { return time.ParseDuration(os.Getenv("RUN_S") + "s") }
+
 func bootstrap(ctx context.Context) error {
 	cfg := config()
 	cfg.Public = netip.AddrPortFrom(netip.MustParseAddr(os.Getenv("NATLAB_IP")), cfg.Port)
-	n, err := dht.New(cfg)
+	n, err := join(ctx, cfg)
 	if err != nil {
 		return err
 	}
 	defer n.Close()
-	if err := n.Bootstrap(ctx); err != nil {
-		return err
-	}
 	fmt.Println("READY")
 	<-ctx.Done()
 	return nil
@@ -99,14 +118,11 @@ func usesRelay() bool { return os.Getenv("USE_RELAY") != "" }
 func relays(ctx context.Context) error {
 	cfg := config()
 	cfg.Persistent = true
-	n, err := dht.New(cfg)
+	n, err := join(ctx, cfg)
 	if err != nil {
 		return err
 	}
 	defer n.Close()
-	if err := n.Bootstrap(ctx); err != nil {
-		return err
-	}
 	r, err := n.Relay(relayKey(), relay.ServerConfig{})
 	if err != nil {
 		return err
@@ -125,14 +141,11 @@ const size = 1 << 20
 func streams() udx.StreamConfig { return udx.StreamConfig{MaxWindow: 4 << 20, SendBuffer: 1 << 20} }
 
 func seller(ctx context.Context) error {
-	n, err := dht.New(config())
+	n, err := join(ctx, config())
 	if err != nil {
 		return err
 	}
 	defer n.Close()
-	if err := n.Bootstrap(ctx); err != nil {
-		return err
-	}
 	lc := dht.ListenConfig{Key: keys("seller"), Stream: streams()}
 	if usesRelay() {
 		lc.Relays = [][32]byte{[32]byte(relayKey()[32:])}
@@ -211,27 +224,24 @@ type followed struct {
 // follower follows a feed for RUN_S seconds, dials again when that breaks, and prints for how
 // long nothing came at most.
 func follower(ctx context.Context) error {
-	d, err := time.ParseDuration(os.Getenv("RUN_S") + "s")
+	d, err := lasts()
 	if err != nil {
 		return err
 	}
 	begun := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
-	n, err := dht.New(config())
+	n, err := join(ctx, config())
 	if err != nil {
 		return err
 	}
 	defer n.Close()
-	if err := n.Bootstrap(ctx); err != nil {
-		return err
-	}
 	r := followed{Path: "feed"}
 	var last time.Time
 	for wait := feedEvery; ctx.Err() == nil; {
 		r.Dials++
 		from := time.Now()
-		c, err := n.Dial(ctx, dht.DialConfig{Key: keys("buyer"), Remote: [32]byte(keys("seller")[32:]), Stream: streams(), Watch: true})
+		c, err := dial(ctx, n, dht.DialConfig{Watch: true})
 		if err != nil {
 			fmt.Printf("  # %.1f s: %v\n", time.Since(begun).Seconds(), err)
 			select {
@@ -269,20 +279,17 @@ func follower(ctx context.Context) error {
 
 // bulk reads for RUN_S seconds, and prints how fast that was.
 func bulk(ctx context.Context) error {
-	d, err := time.ParseDuration(os.Getenv("RUN_S") + "s")
+	d, err := lasts()
 	if err != nil {
 		return err
 	}
-	n, err := dht.New(config())
+	n, err := join(ctx, config())
 	if err != nil {
 		return err
 	}
 	defer n.Close()
-	if err := n.Bootstrap(ctx); err != nil {
-		return err
-	}
 	begun := time.Now()
-	c, err := n.Dial(ctx, dht.DialConfig{Key: keys("buyer"), Remote: [32]byte(keys("seller")[32:]), Stream: streams()})
+	c, err := dial(ctx, n, dht.DialConfig{})
 	if err != nil {
 		return err
 	}
@@ -346,14 +353,11 @@ func buyer(ctx context.Context) error {
 }
 
 func (r *result) buy(ctx context.Context, begun time.Time) error {
-	n, err := dht.New(config())
+	n, err := join(ctx, config())
 	if err != nil {
 		return err
 	}
 	defer n.Close()
-	if err := n.Bootstrap(ctx); err != nil {
-		return err
-	}
 	for end := begun.Add(10 * time.Second); os.Getenv("WAIT_OPEN") != "" && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		if _, open := n.Address(); open {
 			break
@@ -363,7 +367,7 @@ func (r *result) buy(ctx context.Context, begun time.Time) error {
 	begun = time.Now()
 	ctx, cancel := context.WithTimeout(ctx, 45*time.Second)
 	defer cancel()
-	c, err := n.Dial(ctx, dht.DialConfig{Key: keys("buyer"), Remote: [32]byte(keys("seller")[32:]), Stream: streams(), Secret: secretstream.Config{MaxMessage: 2 * size}})
+	c, err := dial(ctx, n, dht.DialConfig{Secret: secretstream.Config{MaxMessage: 2 * size}})
 	if err != nil {
 		return err
 	}
