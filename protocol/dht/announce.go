@@ -156,7 +156,7 @@ func (l *Listener) stay() {
 	defer t.Stop()
 	look := time.NewTicker(suspectEvery)
 	defer look.Stop()
-	for silent := false; ; {
+	for asked := time.Now(); ; {
 		suspicious := false
 		select {
 		case <-end.C:
@@ -175,13 +175,14 @@ func (l *Listener) stay() {
 		l.mu.Lock()
 		relays := slices.Clone(l.relays)
 		l.mu.Unlock()
-		if silent = !silent && !suspicious && n.crowded(); silent {
+		if !suspicious && n.mayRest(asked, every) {
 			for _, r := range relays {
 				n.rpc.Touch(r.Relay)
 			}
 			t.Reset(every)
 			continue
 		}
+		asked = time.Now()
 		var wg sync.WaitGroup
 		var mu sync.Mutex
 		alive := 0
@@ -205,6 +206,9 @@ func (l *Listener) stay() {
 		}
 		if len(moved) > 0 && l.doubts.Believe(time.Now(), moved, len(relays)) {
 			n.pinged(every, false)
+			if len(moved) > 1 || len(relays) == 1 {
+				n.announceAll(l)
+			}
 			return // relays forward to where we are no longer
 		}
 		if alive < len(relays) {
@@ -219,12 +223,18 @@ func (l *Listener) stay() {
 	}
 }
 
-// crowded tells whether several keys listen: then only every second ping is one, and the others
-// are a byte that nobody answers, which keeps the way open, too.
-func (n *Node) crowded() bool {
+// mayRest tells whether the relays of a listener, who asked them at a time, may hear a byte
+// that nobody answers, which keeps the way open, too: if others here have just asked theirs
+// where we are. Each asks every second time at least, whether its relays are still there.
+func (n *Node) mayRest(asked time.Time, every time.Duration) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return len(n.listeners) > 1
+	now := time.Now()
+	if soon := every - every/8; now.Sub(asked) < every+soon && now.Sub(n.askedAt) < soon {
+		return true
+	}
+	n.askedAt = now
+	return false
 }
 
 // pingEvery returns how often relays are pinged.
@@ -256,12 +266,15 @@ func (n *Node) pinged(after time.Duration, still bool) {
 	n.every = max(after/2, pingLeast)
 }
 
-// moved is called when others see the node at another address.
-func (n *Node) moved() {
+// announceAll announces all keys again at once, but that of one who does it by itself: others see
+// the node at another address.
+func (n *Node) announceAll(but *Listener) {
 	n.mu.Lock()
 	var all []*Listener
 	for _, l := range n.listeners {
-		all = append(all, l)
+		if l != but {
+			all = append(all, l)
+		}
 	}
 	n.mu.Unlock()
 	for _, l := range all {

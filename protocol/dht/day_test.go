@@ -2,6 +2,7 @@ package dht_test
 
 import (
 	"flag"
+	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -39,6 +40,47 @@ func TestDay(t *testing.T) {
 			t.Logf("%d offers: %.2f MB a day, %d datagrams", c.offers, day, (after.Sent+after.Received-before.Sent-before.Received)*24/hours)
 			if day > c.most {
 				t.Errorf("%d offers: %.2f MB a day, at most %.0f", c.offers, day, c.most)
+			}
+		})
+	}
+}
+
+// TestNewAddress: a board that nobody buys from notices within a ping's time that its router has
+// another address, and announces all its offers there; not later with five than with one.
+func TestNewAddress(t *testing.T) {
+	for _, offers := range []int{1, 5} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, 20, 1)
+			home := w.net.Public().Router("7.0.0.1", simnet.PortRestricted, wan)
+			seller := w.node(home.Inside().Host("192.168.1.10", lan), dht.Config{})
+			defer w.close(seller)
+			var all []*dht.Listener
+			for i := range offers {
+				l, err := seller.Listen(dht.ListenConfig{Key: key(uint64(10 + i))})
+				if err != nil {
+					t.Fatal(err)
+				}
+				go echo(l)
+				all = append(all, l)
+			}
+			for _, l := range all {
+				announced(t, l)
+			}
+			var worst time.Duration
+			for i := range 20 {
+				time.Sleep(8*time.Minute + time.Duration(i)*2700*time.Millisecond)
+				home.Move(fmt.Sprintf("7.7.7.%d", i+1))
+				at := time.Now()
+				for _, l := range all {
+					for l.Announced().At.Before(at) {
+						time.Sleep(100 * time.Millisecond)
+					}
+					worst = max(worst, l.Announced().At.Sub(at))
+				}
+			}
+			t.Logf("%d offers: all are announced at the new address after %v at most", offers, worst.Round(time.Millisecond))
+			if worst > 27*time.Second {
+				t.Error("that is too long")
 			}
 		})
 	}

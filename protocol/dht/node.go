@@ -74,6 +74,7 @@ type Node struct {
 	every     time.Duration               // between pings of relays
 	everMost  time.Duration               // after so long the way was closed once; 0 is never
 	closedAt  time.Time                   // when that was
+	askedAt   time.Time                   // when a listener last asked its relays where we are
 	wg        sync.WaitGroup              // see spawn
 }
 
@@ -103,7 +104,7 @@ func New(cfg Config) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n.rpc.OnChange(n.moved)
+	n.rpc.OnChange(func() { n.announceAll(nil) })
 	return n, nil
 }
 
