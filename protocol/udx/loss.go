@@ -8,6 +8,10 @@ const (
 	minReo   = 1e6 // timers are no finer
 )
 
+// probes is how many packets go out after a time-out, until something comes back (RFC 9002,
+// section 6.2.4): where much is lost, one and its acknowledgement are rarely lucky both.
+const probes = 2
+
 // acknowledged takes what a packet says about ours. mu is held, and conclude follows.
 func (s *Stream) acknowledged(h header, blocks []byte, now int64) {
 	if before(s.next, h.ack) || int32(h.seq-s.expect) > maxAhead {

@@ -63,8 +63,14 @@ type pair struct {
 // connected calls f, in a bubble, with two streams that are connected.
 func connected(t *testing.T, a, b simnet.Link, cfg udx.StreamConfig, f func(*testing.T, *pair)) {
 	t.Helper()
+	connectedBy(t, 7, a, b, cfg, f)
+}
+
+// connectedBy is connected with a seed of its own.
+func connectedBy(t *testing.T, seed uint64, a, b simnet.Link, cfg udx.StreamConfig, f func(*testing.T, *pair)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		n := simnet.New(7)
+		n := simnet.New(seed)
 		defer n.Close()
 		p := &pair{net: n}
 		p.a, p.b = newPeer(t, n.Public().Host("1.0.0.1", a), 1), newPeer(t, n.Public().Host("1.0.0.2", b), 2)

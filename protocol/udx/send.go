@@ -175,8 +175,8 @@ const (
 
 // ready returns what may be sent now, but for the rate.
 func (s *sender) ready() what {
-	if s.flying.n > 0 && s.backoff > 0 {
-		return nothing // one at a time, until something comes back
+	if s.flying.n >= probes && s.backoff > 0 {
+		return nothing // until something comes back
 	}
 	if s.inFlight > 0 && s.inFlight+int64(s.mtu) > s.bbr.window {
 		return nothing

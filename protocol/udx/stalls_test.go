@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -253,4 +254,23 @@ func TestAfterIdle(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestMuchLoss: where four of ten packets are lost each way, few transfers wait long for the luck
+// of what is sent after a time-out.
+func TestMuchLoss(t *testing.T) {
+	var took []time.Duration
+	for seed := range uint64(100) {
+		lossy := simnet.Link{Delay: 10 * time.Millisecond, Loss: 0.4}
+		connectedBy(t, seed, simnet.Link{Delay: time.Millisecond}, lossy, udx.StreamConfig{MaxWindow: 4 << 20}, func(t *testing.T, p *pair) {
+			b := data(256 << 10)
+			took = append(took, send(t, p.x, p.y, b), send(t, p.y, p.x, b))
+		})
+	}
+	slices.Sort(took)
+	long := took[len(took)*95/100]
+	t.Logf("median %v, 95 of 100 take %v at most, the last one %v", took[len(took)/2], long, took[len(took)-1])
+	if long > 9*time.Second {
+		t.Error("that is too long")
+	}
 }
