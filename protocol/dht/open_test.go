@@ -1,11 +1,14 @@
 package dht_test
 
 import (
+	"net/netip"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"dazaar-edge/protocol/dht"
+	"dazaar-edge/protocol/dht/packet"
 	"dazaar-edge/protocol/simnet"
 )
 
@@ -34,4 +37,41 @@ func TestOpenBuyer(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestSecondRelay: a handshake that two nodes passed on is answered to the first of them, which
+// is who knows the client.
+func TestSecondRelay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := sells(t, nil)
+		defer s.close(s.buyer, s.seller)
+		first, second := s.rogue("66.6.6.6", wan), s.rogue("66.6.7.7", wan)
+		client := netip.MustParseAddrPort("20.1.1.1:5")
+		hello, ours := greet(t, 100, public(key(1)), packet.Payload{UDX: true, Stream: true, StreamID: 5})
+		answers := make(chan packet.Handshake, 10)
+		first.asks = func(q packet.Request, _ netip.AddrPort) *packet.Response {
+			if h, err := packet.ParseHandshake(q.Value); err == nil && q.Command == packet.PeerHandshake && q.Target == s.target && q.TID == 7 {
+				h.Noise = slices.Clone(h.Noise)
+				answers <- h
+			}
+			return nil
+		}
+		defer first.start()()
+		defer second.start()()
+		to, _ := s.seller.Address()
+		h := packet.Handshake{Mode: packet.FromSecondRelay, Noise: hello, Peer: client, Relay: first.addr}
+		second.request(to, packet.PeerHandshake, s.target, 7, h.Append(nil))
+		time.Sleep(time.Second)
+		select {
+		case a := <-answers:
+			if a.Mode != packet.FromServer || a.Peer != client {
+				t.Errorf("%+v", a)
+			}
+			if _, err := ours.Read(a.Noise); err != nil || ours.Result().Remote != public(key(1)) {
+				t.Errorf("another one answered: %v", err)
+			}
+		default:
+			t.Error("no answer")
+		}
+	})
 }
