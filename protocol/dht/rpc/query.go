@@ -35,9 +35,9 @@ const (
 
 // candidate is a node that a query has heard of.
 type candidate struct {
-	id      packet.ID
-	addr    netip.AddrPort
-	hearsay bool // another node named it
+	id   packet.ID
+	addr netip.AddrPort
+	by   netip.AddrPort // who named it, if another node did
 }
 
 // visited is what became of a question.
@@ -67,14 +67,14 @@ func (n *Node) Query(ctx context.Context, q Query) ([]*Reply, error) {
 	n.mu.Unlock()
 	w.heard[self] = true
 	for _, e := range known {
-		w.hear(e.addr, false)
+		w.hear(e.addr, netip.AddrPort{})
 	}
 	for _, a := range q.Seeds {
-		w.hear(a, false)
+		w.hear(a, netip.AddrPort{})
 	}
 	if len(known) < rowSize {
 		for _, a := range first {
-			w.hear(a, false)
+			w.hear(a, netip.AddrPort{})
 		}
 	}
 	done := make(chan visited, 2*maxVisits) // nobody waits with it
@@ -87,7 +87,7 @@ func (n *Node) Query(ctx context.Context, q Query) ([]*Reply, error) {
 			}
 			open++
 			tries := q.Tries
-			if c.hearsay {
+			if c.by.IsValid() {
 				tries = min(tries, hearsayTries)
 			}
 			n.spawn(func() {
@@ -112,6 +112,7 @@ func (n *Node) Query(ctx context.Context, q Query) ([]*Reply, error) {
 			if v.err != nil {
 				if v.err == ErrTimeout { //nolint:errorlint // it is never wrapped
 					n.lost(v.of.id)
+					n.tell(v.of)
 				}
 				continue
 			}
@@ -129,6 +130,16 @@ func (n *Node) Query(ctx context.Context, q Query) ([]*Reply, error) {
 		return nil, ErrTimeout
 	}
 	return w.best, nil
+}
+
+// tell tells who named a node that it does not answer (section 1.2); that one looks for itself.
+func (n *Node) tell(c candidate) {
+	if !c.by.IsValid() {
+		return
+	}
+	n.spawn(func() {
+		n.Ask(n.ctx, Ask{To: c.by, Internal: true, Command: packet.DownHint, Value: packet.AppendAddr(nil, c.addr), HasValue: true, Tries: 1}) //nolint:errcheck // nothing hangs on it
+	})
 }
 
 // walk is a query under way.
@@ -154,11 +165,11 @@ var strange = func() map[netip.AddrPort]bool {
 var strangeHost = netip.MustParseAddr("150.136.142.116")
 
 // hear notes a node, and tells whether it is worth asking.
-func (w *walk) hear(a netip.AddrPort, hearsay bool) bool {
+func (w *walk) hear(a, by netip.AddrPort) bool {
 	if w.heard[a] || a.Port() == 0 || !a.Addr().Is4() || a.Addr().IsUnspecified() || a.Addr().IsMulticast() || strange[a] || a.Addr() == strangeHost {
 		return true
 	}
-	c := candidate{packet.NodeID(a), a, hearsay}
+	c := candidate{packet.NodeID(a), a, by}
 	if !w.near(c.id) {
 		return false
 	}
@@ -196,7 +207,7 @@ func (w *walk) take(r *Reply) {
 		w.best = w.best[:min(len(w.best), rowSize)]
 	}
 	for _, a := range r.Closer[:min(len(r.Closer), rowSize)] {
-		if !w.hear(a, true) {
+		if !w.hear(a, r.From) {
 			break
 		}
 	}

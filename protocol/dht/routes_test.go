@@ -9,6 +9,7 @@ import (
 
 	"dazaar-edge/protocol/dht"
 	"dazaar-edge/protocol/dht/packet"
+	"dazaar-edge/protocol/dht/rpc"
 	"dazaar-edge/protocol/simnet"
 )
 
@@ -72,6 +73,45 @@ func TestSecondRelay(t *testing.T) {
 			}
 		default:
 			t.Error("no answer")
+		}
+	})
+}
+
+// TestDownHint: who named a node that does not answer hears of it, once in a query.
+func TestDownHint(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := sells(t, &restricted)
+		defer s.close(s.buyer, s.seller)
+		dead := netip.MustParseAddrPort("66.6.200.1:1000")
+		var hints []netip.AddrPort
+		r := s.rogue(near(s.target), wan)
+		r.asks = func(q packet.Request, from netip.AddrPort) *packet.Response {
+			switch {
+			case q.Flags&packet.Internal != 0 && q.Command == packet.DownHint:
+				a, _, err := packet.ParseAddr(q.Value)
+				if err != nil {
+					t.Error(err)
+				}
+				hints = append(hints, a)
+			case q.Target == s.target:
+				return &packet.Response{Closer: []netip.AddrPort{dead}}
+			}
+			return &packet.Response{}
+		}
+		stop := r.start()
+		for _, x := range s.nodes {
+			a, _ := x.Address()
+			r.hail(a)
+		}
+		time.Sleep(time.Minute)
+		hints = nil
+		if _, err := s.buyer.RPC().Query(t.Context(), rpc.Query{Target: s.target, Command: packet.FindPeer, Seeds: []netip.AddrPort{r.addr}}); err != nil {
+			t.Error(err)
+		}
+		time.Sleep(10 * time.Second)
+		stop()
+		if len(hints) != 1 || hints[0] != dead {
+			t.Errorf("%v", hints)
 		}
 	})
 }
