@@ -115,3 +115,56 @@ func TestDownHint(t *testing.T) {
 		}
 	})
 }
+
+// TestOpenClient: the answer to a client that says that it is open names nodes by which a hole
+// could be made: a stock client waits to be called only then, and else calls itself where the
+// relay sees us, which our router lets nobody do.
+func TestOpenClient(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := sells(t, &restricted)
+		defer s.close(s.buyer, s.seller)
+		hello, ours := greet(t, 100, public(key(1)), packet.Payload{UDX: true, Stream: true, StreamID: 5, Firewall: packet.Open})
+		answers := make(chan []byte, 10)
+		r := s.rogue(near(s.target), wan)
+		var seller netip.AddrPort
+		r.asks = func(q packet.Request, from netip.AddrPort) *packet.Response {
+			switch {
+			case q.Target != s.target:
+			case q.Command == packet.FindPeer:
+				return &packet.Response{Flags: packet.HasToken}
+			case q.Command == packet.Announce:
+				seller = from
+			case q.Command == packet.PeerHandshake:
+				if h, err := packet.ParseHandshake(q.Value); err == nil && h.Mode == packet.FromServer {
+					answers <- slices.Clone(h.Noise)
+				}
+				return nil
+			}
+			return &packet.Response{}
+		}
+		defer r.start()()
+		for _, x := range s.nodes {
+			a, _ := x.Address()
+			r.hail(a)
+		}
+		for s.l.Announce(); !seller.IsValid(); s.l.Announce() {
+			time.Sleep(time.Minute)
+		}
+		h := packet.Handshake{Mode: packet.FromRelay, Noise: hello, Peer: netip.MustParseAddrPort("20.1.1.1:5")}
+		r.request(seller, packet.PeerHandshake, s.target, 7, h.Append(nil))
+		time.Sleep(time.Second)
+		select {
+		case a := <-answers:
+			b, err := ours.Read(a)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p, err := packet.ParsePayload(b)
+			if err != nil || !p.Punch || len(p.Relays) == 0 || p.Firewall == packet.Open {
+				t.Errorf("%+v, %v", p, err)
+			}
+		default:
+			t.Error("no answer")
+		}
+	})
+}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -158,7 +159,15 @@ func (s *session) prepare(ours *packet.Payload) bool {
 	if open {
 		ours.Firewall = packet.Open
 	}
-	if open || s.direct() || s.theirs.Firewall == packet.Open {
+	if open || s.direct() {
+		return true
+	}
+	l.mu.Lock()
+	relays := slices.Clone(l.relays)
+	l.mu.Unlock()
+	if s.theirs.Firewall == packet.Open {
+		// We call it; a stock client waits for that only where a hole could be made.
+		ours.Punch, ours.PunchID, ours.Relays = true, s.id, relays
 		return true
 	}
 	if !s.nameRelay(ours) {
@@ -178,9 +187,8 @@ func (s *session) prepare(ours *packet.Payload) bool {
 	}
 	l.mu.Lock()
 	s.puncher = p
-	ours.Relays = append(ours.Relays, l.relays...)
 	l.mu.Unlock()
-	ours.Punch, ours.PunchID = true, s.id
+	ours.Punch, ours.PunchID, ours.Relays = true, s.id, relays
 	if !s.sameNetwork() {
 		s.socket = p.Socket()
 	}
