@@ -2,6 +2,7 @@ package dht
 
 import (
 	"context"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -83,6 +84,7 @@ func (l *Listener) announceOnce(ctx context.Context) error {
 		}
 		l.soughtAt = time.Now()
 	}
+	spread(nodes)
 	// Those that are closest and answer; others follow where one does not.
 	var relays []packet.Relays
 	nodes = slices.DeleteFunc(nodes, func(r *rpc.Reply) bool { return len(nodes) > packet.MaxRelays && l.doubts.Doubted(r.From) })
@@ -120,11 +122,25 @@ func (l *Listener) announceOnce(ctx context.Context) error {
 	return nil
 }
 
+// spread puts those behind that are in a network of another one before them: relays of one
+// owner could all lie.
+func spread(nodes []*rpc.Reply) {
+	seen, double := map[netip.Prefix]bool{}, map[*rpc.Reply]int{}
+	for _, r := range nodes {
+		p, _ := r.From.Addr().Prefix(24) // they are IPv4
+		if seen[p] {
+			double[r] = 1
+		}
+		seen[p] = true
+	}
+	slices.SortStableFunc(nodes, func(a, b *rpc.Reply) int { return double[a] - double[b] })
+}
+
 // renew asks the relays whether the key may be announced there again: it returns their answers,
 // or nil if it is time to look for others that are closer.
 func (l *Listener) renew(ctx context.Context) []*rpc.Reply {
 	relays := l.relayAddrs()
-	if !l.calm || len(relays) < packet.MaxRelays || time.Since(l.soughtAt) > seekEvery {
+	if !l.calm || len(relays) < packet.MaxRelays || time.Since(l.soughtAt) > seekEvery || slices.ContainsFunc(relays, l.doubts.Doubted) {
 		return nil
 	}
 	out := make([]*rpc.Reply, len(relays))
@@ -166,6 +182,8 @@ func (l *Listener) stay() {
 			return
 		case <-l.ctx.Done():
 			return
+		case <-l.look:
+			suspicious = true
 		case <-look.C:
 			if suspicious = l.suspect(); !suspicious {
 				continue
@@ -205,10 +223,11 @@ func (l *Listener) stay() {
 			return
 		}
 		if len(moved) > 0 && l.doubts.Believe(time.Now(), moved, len(relays)) {
-			n.pinged(every, false)
-			if len(moved) > 1 || len(relays) == 1 {
-				n.announceAll(l)
+			if len(moved) == len(relays) { // else some lie
+				n.pinged(every, false)
+				n.lookAll(l)
 			}
+			l.calm = alive == len(relays)
 			return // relays forward to where we are no longer
 		}
 		if alive < len(relays) {
@@ -266,20 +285,30 @@ func (n *Node) pinged(after time.Duration, still bool) {
 	n.every = max(after/2, pingLeast)
 }
 
-// announceAll announces all keys again at once, but that of one who does it by itself: others see
-// the node at another address.
-func (n *Node) announceAll(but *Listener) {
-	n.mu.Lock()
-	var all []*Listener
-	for _, l := range n.listeners {
-		if l != but {
-			all = append(all, l)
-		}
-	}
-	n.mu.Unlock()
-	for _, l := range all {
+// announceAll announces all keys again at once: others see the node at another address.
+func (n *Node) announceAll() {
+	for _, l := range n.allListeners() {
 		l.Announce()
 	}
+}
+
+// lookAll makes all listeners ask their relays where we are, but the one that saw that we moved.
+func (n *Node) lookAll(but *Listener) {
+	for _, l := range n.allListeners() {
+		if l == but {
+			continue
+		}
+		select {
+		case l.look <- struct{}{}:
+		default:
+		}
+	}
+}
+
+func (n *Node) allListeners() []*Listener {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Collect(maps.Values(n.listeners))
 }
 
 // Announce announces the key again, at once.

@@ -49,6 +49,7 @@ type Listener struct {
 	cancel   context.CancelFunc
 	wg       sync.WaitGroup
 	again    chan struct{} // announce at once; room for one
+	look     chan struct{} // ask the relays where we are; room for one
 	doubts   doubt.Doubts  // of those who say that we moved; owned by the goroutine that announces
 	soughtAt time.Time     // when the relays were looked for; likewise
 	calm     bool          // it is announced anew only because it is time; likewise
@@ -89,7 +90,7 @@ func (n *Node) Listen(cfg ListenConfig) (*Listener, error) {
 		cfg.Pending = maxPending
 	}
 	l := &Listener{
-		n: n, cfg: cfg, public: [32]byte(cfg.Key[ed25519.SeedSize:]), accept: make(chan accepted, cfg.Pending), again: make(chan struct{}, 1),
+		n: n, cfg: cfg, public: [32]byte(cfg.Key[ed25519.SeedSize:]), accept: make(chan accepted, cfg.Pending), again: make(chan struct{}, 1), look: make(chan struct{}, 1),
 		sessions: map[[32]byte]*session{}, byID: map[uint64]*session{}, streams: map[*udx.Stream]bool{},
 	}
 	l.target = packet.Target(l.public[:])

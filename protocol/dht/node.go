@@ -104,7 +104,7 @@ func New(cfg Config) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n.rpc.OnChange(func() { n.announceAll(nil) })
+	n.rpc.OnChange(n.announceAll)
 	return n, nil
 }
 

@@ -70,7 +70,7 @@ func newWorld(t *testing.T, n int, seed uint64) *world {
 		if i == 0 {
 			cfg.Public = netip.MustParseAddrPort("5.5.0.1:49737")
 		}
-		w.nodes = append(w.nodes, w.node(w.net.Public().Host(fmt.Sprintf("5.5.0.%d", i+1), wan), cfg))
+		w.nodes = append(w.nodes, w.node(w.net.Public().Host(fmt.Sprintf("5.5.%d.1", i), wan), cfg))
 	}
 	return w
 }

@@ -1,10 +1,12 @@
 package dht_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -444,6 +446,106 @@ func TestReflection(t *testing.T) {
 		stop()
 		if got > 256<<10+11*(32<<10)+5000*60 {
 			t.Errorf("%d bytes for %d", got, asked)
+		}
+	})
+}
+
+// closest returns hosts, each in a network of its own, whose nodes are the closest to a target of
+// many.
+func closest(target packet.ID, k int) (hosts []string) {
+	type host struct {
+		at string
+		id packet.ID
+	}
+	var all []host
+	for i := range 1 << 12 {
+		at := netip.AddrFrom4([4]byte{66, byte(i >> 8), byte(i), 6})
+		h := host{at.String(), packet.NodeID(netip.AddrPortFrom(at, 1000))}
+		for j := range h.id {
+			h.id[j] ^= target[j]
+		}
+		all = append(all, h)
+	}
+	slices.SortFunc(all, func(a, b host) int { return bytes.Compare(a.id[:], b.id[:]) })
+	for _, h := range all[:k] {
+		hosts = append(hosts, h.at)
+	}
+	return hosts
+}
+
+// TestMoreRelaysLie: two of the three nodes at which a key is announced see its owner elsewhere
+// each time: the other offers of the board go on as they did, and all of it costs little.
+func TestMoreRelaysLie(t *testing.T) {
+	const offers = 5
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 20, 1)
+		seller := w.node(w.home(simnet.PortRestricted, "7.0.0.1", "192.168.1.10"), dht.Config{})
+		defer w.close(seller)
+		var all []*dht.Listener
+		for i := range offers {
+			l, err := seller.Listen(dht.ListenConfig{Key: key(uint64(10 + i))})
+			if err != nil {
+				t.Fatal(err)
+			}
+			go echo(l)
+			announced(t, l)
+			all = append(all, l)
+		}
+		k := public(key(10))
+		n, lied := 0, make([]bool, offers)
+		var liars []netip.AddrPort
+		for _, at := range closest(packet.Target(k[:]), 2) {
+			r := w.rogue(at, simnet.Link{Delay: time.Millisecond})
+			r.asks = func(q packet.Request, from netip.AddrPort) *packet.Response {
+				n++
+				a := &packet.Response{To: netip.AddrPortFrom(from.Addr(), uint16(2000+n%60000))}
+				if q.Command == packet.FindPeer {
+					a.Flags = packet.HasToken
+				}
+				return a
+			}
+			defer r.start()()
+			liars = append(liars, r.addr)
+			for _, x := range w.nodes {
+				a, _ := x.Address()
+				r.hail(a)
+			}
+		}
+		time.Sleep(45 * time.Minute) // until the relays are looked for again
+		said := n
+		at, times := make([]time.Time, offers), make([]int, offers)
+		closed := 0
+		before := seller.RPC().Traffic()
+		for end := time.Now().Add(time.Hour); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
+			for _, x := range w.nodes {
+				if _, open := x.Address(); !open {
+					closed++
+				}
+			}
+			for i, l := range all {
+				if is := l.Announced().At; !is.Equal(at[i]) {
+					at[i] = is
+					times[i]++
+				}
+				lied[i] = lied[i] || slices.ContainsFunc(l.Announced().Relays, func(a netip.AddrPort) bool { return slices.Contains(liars, a) })
+			}
+		}
+		after := seller.RPC().Traffic()
+		day := float64(after.SentBytes+after.ReceivedBytes-before.SentBytes-before.ReceivedBytes) / 1e6 * 24
+		t.Logf("announced %v times in an hour, %.1f MB a day, %d lies", times, day, n-said)
+		if n-said < 100 {
+			t.Error("the liars are hardly asked")
+		}
+		if closed > 0 {
+			t.Error("liars close public nodes")
+		}
+		for i, k := range times {
+			if most := 12; k > most && (!lied[i] || k > 5*most) {
+				t.Errorf("offer %d, %d times: that is too often", i, k)
+			}
+		}
+		if day > 15 {
+			t.Error("that is too much")
 		}
 	})
 }

@@ -30,6 +30,9 @@ type vote struct {
 const (
 	maxVotes = 16
 	voteTime = 30 * time.Minute
+	// minVotes is how many hosts must have spoken before they are believed that who is open
+	// is elsewhere.
+	minVotes = 4
 )
 
 func (s *sampler) add(by netip.Addr, us netip.AddrPort, now time.Time) {
@@ -85,10 +88,17 @@ func (n *Node) sample(by netip.Addr, a netip.AddrPort) {
 	}
 	n.samples.add(by, a, time.Now())
 	is := n.samples.verdict()
-	if !is.IsValid() || is == n.known {
+	if !is.IsValid() || is == n.known || n.open && len(n.samples.votes) < minVotes {
 		return
 	}
 	was := n.known
+	if n.open && is == netip.AddrPortFrom(was.Addr(), 0) {
+		// They do not agree: some lie, or a router is new here, which will be seen.
+		if soon := time.Now().Add(checkSoon); n.checkAt.After(soon) {
+			n.checkAt = soon
+		}
+		return
+	}
 	n.known = is
 	if was.IsValid() && was != is {
 		now := time.Now()
