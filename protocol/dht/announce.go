@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"dazaar-edge/protocol/dht/doubt"
 	"dazaar-edge/protocol/dht/packet"
 	"dazaar-edge/protocol/dht/rpc"
 )
@@ -84,7 +85,7 @@ func (l *Listener) announceOnce(ctx context.Context) error {
 		}
 		l.soughtAt = time.Now()
 	}
-	spread(nodes)
+	doubt.Spread(nodes, func(r *rpc.Reply) netip.Addr { return r.From.Addr() })
 	// Those that are closest and answer; others follow where one does not.
 	var relays []packet.Relays
 	nodes = slices.DeleteFunc(nodes, func(r *rpc.Reply) bool { return len(nodes) > packet.MaxRelays && l.doubts.Doubted(r.From) })
@@ -120,20 +121,6 @@ func (l *Listener) announceOnce(ctx context.Context) error {
 		l.spawn(func() { l.unannounceAt(ctx, to) })
 	}
 	return nil
-}
-
-// spread puts those behind that are in a network of another one before them: relays of one
-// owner could all lie.
-func spread(nodes []*rpc.Reply) {
-	seen, double := map[netip.Prefix]bool{}, map[*rpc.Reply]int{}
-	for _, r := range nodes {
-		p, _ := r.From.Addr().Prefix(24) // they are IPv4
-		if seen[p] {
-			double[r] = 1
-		}
-		seen[p] = true
-	}
-	slices.SortStableFunc(nodes, func(a, b *rpc.Reply) int { return double[a] - double[b] })
 }
 
 // renew asks the relays whether the key may be announced there again: it returns their answers,
@@ -260,9 +247,6 @@ func (n *Node) mayRest(asked time.Time, every time.Duration) bool {
 func (n *Node) pingEvery() time.Duration {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.every == 0 {
-		n.every = pingFirst
-	}
 	return n.every
 }
 
@@ -295,12 +279,8 @@ func (n *Node) announceAll() {
 // lookAll makes all listeners ask their relays where we are, but the one that saw that we moved.
 func (n *Node) lookAll(but *Listener) {
 	for _, l := range n.allListeners() {
-		if l == but {
-			continue
-		}
-		select {
-		case l.look <- struct{}{}:
-		default:
+		if l != but {
+			nudge(l.look)
 		}
 	}
 }
@@ -312,9 +292,12 @@ func (n *Node) allListeners() []*Listener {
 }
 
 // Announce announces the key again, at once.
-func (l *Listener) Announce() {
+func (l *Listener) Announce() { nudge(l.again) }
+
+// nudge sends where there is room.
+func nudge(c chan struct{}) {
 	select {
-	case l.again <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }

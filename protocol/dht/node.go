@@ -92,7 +92,7 @@ func New(cfg Config) (*Node, error) {
 	if cfg.Addresses == nil {
 		cfg.Addresses = addresses
 	}
-	n := &Node{cfg: cfg, log: cfg.Log, ep: udx.NewEndpoint(cfg.Rand), listeners: map[packet.ID]*Listener{}}
+	n := &Node{cfg: cfg, log: cfg.Log, ep: udx.NewEndpoint(cfg.Rand), every: pingFirst, listeners: map[packet.ID]*Listener{}}
 	n.asking, n.total = bucket.NewKeyed[netip.Prefix](askRate, askBurst), bucket.New(allRate, allBurst, time.Now())
 	n.store.init()
 	n.ctx, n.cancel = context.WithCancel(context.Background())

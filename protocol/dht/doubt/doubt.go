@@ -4,6 +4,7 @@ package doubt
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -49,3 +50,17 @@ func (d *Doubts) Believe(now time.Time, who []netip.AddrPort, of int) bool {
 
 // Doubted tells whether a node said so alone too often.
 func (d *Doubts) Doubted(a netip.AddrPort) bool { return d.odd[a] >= maxOdd }
+
+// Spread puts those behind that are in a /24 of another one before them, as one owner's nodes
+// could all lie.
+func Spread[T comparable](nodes []T, addr func(T) netip.Addr) {
+	seen, behind := map[netip.Prefix]bool{}, map[T]int{}
+	for _, n := range nodes {
+		p, err := addr(n).Prefix(24)
+		if err == nil && seen[p] {
+			behind[n] = 1
+		}
+		seen[p] = true
+	}
+	slices.SortStableFunc(nodes, func(a, b T) int { return behind[a] - behind[b] })
+}

@@ -1,6 +1,7 @@
 package doubt
 
 import (
+	"fmt"
 	"net/netip"
 	"testing"
 	"time"
@@ -36,5 +37,17 @@ func TestBelieve(t *testing.T) {
 	now = now.Add(time.Hour)
 	if !d.Believe(now, []netip.AddrPort{b}, 3) {
 		t.Error("another one is not believed")
+	}
+}
+
+// TestSpread: what is in one network comes once, then the rest; the order is kept otherwise.
+func TestSpread(t *testing.T) {
+	var all []netip.Addr
+	for _, s := range []string{"1.1.1.1", "1.1.1.2", "2.2.2.2", "1.1.1.3", "3.3.3.3", "2.2.2.1"} {
+		all = append(all, netip.MustParseAddr(s))
+	}
+	Spread(all, func(a netip.Addr) netip.Addr { return a })
+	if got := fmt.Sprint(all); got != "[1.1.1.1 2.2.2.2 3.3.3.3 1.1.1.2 1.1.1.3 2.2.2.1]" {
+		t.Error(got)
 	}
 }
