@@ -441,6 +441,22 @@ func (f *Feed) Proof(req merkle.Request) (merkle.Proof, merkle.Head, error) {
 	return p, signed, err
 }
 
-// Seed returns the secret of the feed's key, which makes the key worthless where it
-// is published.
-func (f *Feed) Seed() ([32]byte, error) { return f.l.cfg.Keys.FeedSeed(f.buyer, f.Generation()) }
+// Secret is the secret of a feed's key, which makes the key worthless where it is published.
+type Secret struct{ Key, Signer, Seed [32]byte }
+
+// maxSecrets is of how many feeds of a sale [Feed.Secrets] tells.
+const maxSecrets = 1000
+
+// Secrets returns the secrets of all feeds that the sale had, the present one last; of those that
+// had more than a thousand, the last thousand.
+func (f *Feed) Secrets() (out []Secret, err error) {
+	last := f.Generation()
+	for g := last - min(last, maxSecrets-1); g <= last; g++ {
+		x := &Feed{l: f.l, buyer: f.buyer, state: SaleState{Generation: g}}
+		if err := x.derive(); err != nil {
+			return nil, err
+		}
+		out = append(out, Secret{x.key, [32]byte(x.priv.Public().(ed25519.PublicKey)), [32]byte(x.priv.Seed())})
+	}
+	return out, nil
+}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -483,6 +484,57 @@ func TestRevokePaid(t *testing.T) {
 	f, err := x.log.Rekey(buyer)
 	if err != nil || f.Key() == [32]byte(b[0].FeedKey) {
 		t.Error("a burned key is used again", err)
+	}
+}
+
+// TestBurnAll: all feed keys that a sale had are burned, also those that were replaced; one whose
+// buyer was ever told that this does not happen is not.
+func TestBurnAll(t *testing.T) {
+	x := newTill(t, func(l *Listing) { l.Card.History, l.Card.Burnable = &card.History{All: true}, true })
+	x.sense(25)
+	c, other := x.rich(5), x.rich(5)
+	if err := c.buy(context.Background(), x.shop, false); err != nil {
+		t.Fatal(err)
+	}
+	f, err := x.log.Rekey(c.key())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := x.log.Renew(c.key()); err != nil { // as where it was too old, or a burn was cut short
+		t.Fatal(err)
+	}
+	relist := func(burnable bool) {
+		l := x.listing
+		l.Card.Burnable = burnable
+		if err := x.offer.SetListing(l); err != nil {
+			t.Fatal(err)
+		}
+	}
+	relist(false)
+	if err := other.buy(context.Background(), x.shop, false); err != nil {
+		t.Fatal(err)
+	}
+	relist(true)
+	if err := x.offer.Burn(c.key()); err != nil {
+		t.Fatal(err)
+	}
+	burned := func() (keys [][32]byte) {
+		for _, b := range x.offer.burnedKeys() {
+			keys = append(keys, b.FeedKey)
+		}
+		return keys
+	}
+	if keys := burned(); len(keys) != 2 || !slices.Contains(keys, [32]byte(f.Key())) {
+		t.Errorf("%x", keys)
+	}
+	if err := x.offer.Burn(other.key()); err == nil || len(burned()) != 2 {
+		t.Errorf("a sale that was said to last was burned: %v", err)
+	}
+	if err := x.offer.Burn(c.key()); err != nil { // those that are known are not told again
+		t.Error(err)
+	}
+	if keys := burned(); len(keys) != 3 {
+		t.Errorf("%x", keys)
 	}
 }
 

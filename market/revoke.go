@@ -1,9 +1,8 @@
 package market
 
 import (
-	"crypto/ed25519"
 	"fmt"
-	"time"
+	"slices"
 
 	"dazaar-edge/payment/ledger"
 	"dazaar-edge/protocol/dazaar"
@@ -23,14 +22,32 @@ func (o *Offer) loadBurned() error {
 	if err != nil {
 		return err
 	}
-	for _, b := range all[:min(len(all), maxBurned)] {
+	for _, b := range all[len(all)-min(len(all), maxBurned):] {
 		o.burned = append(o.burned, burnedMessage(b))
 	}
 	return nil
 }
 
-// Burned returns which keys of the offer are worthless, and since when.
-func (o *Offer) Burned() ([]ledger.Burned, error) { return o.cfg.Ledger.Burned(o.cfg.Name) }
+// Burned returns which keys of the offer are worthless, and since when. Those that were burned
+// while no clock could be trusted are so since there is one.
+func (o *Offer) Burned() ([]ledger.Burned, error) {
+	all, err := o.cfg.Ledger.Burned(o.cfg.Name)
+	now := o.cfg.Now()
+	if err != nil || now.IsZero() {
+		return all, err
+	}
+	var late []ledger.Burned
+	for i := range all {
+		if all[i].At.IsZero() {
+			all[i].At = now
+			late = append(late, all[i])
+		}
+	}
+	if len(late) > 0 {
+		err = o.cfg.Ledger.Burn(o.cfg.Name, late)
+	}
+	return all, err
+}
 
 // BurnRecord is what the network keeps under the signer's key of a burned feed.
 func BurnRecord(b ledger.Burned) ([]byte, error) { return jcs.Marshal(burnedMessage(b)) }
@@ -66,12 +83,16 @@ func (o *Offer) Restore(buyer [32]byte) error {
 	return nil
 }
 
-// Burn revokes a sale and publishes the secret of its feed key: from then on the key
-// proves nothing about who signed, so that what the buyer has is worth less to
-// others, and to the buyer itself. It cannot be taken back. The card must say that
-// this may happen.
+// Burn revokes a sale and publishes the secrets of all feed keys that it had: from then on
+// they prove nothing about who signed, so that what the buyer has is worth less to
+// others, and to the buyer itself. It cannot be taken back. Each card that the buyer was
+// served under must have said that this may happen.
 func (o *Offer) Burn(buyer [32]byte) error {
-	if !o.listing().card.Burnable {
+	contract, err := o.cfg.Ledger.Contract(o.cfg.Name, buyer)
+	if err != nil {
+		return fmt.Errorf("market: offer %s: %w", o.cfg.Name, err)
+	}
+	if contract.Lasting || !o.listing().card.Burnable {
 		return fmt.Errorf("market: offer %s: its card does not say burnable, and buyers relied on that: only new buyers after burnable: true can be burned", o.cfg.Name)
 	}
 	if err := o.Revoke(buyer); err != nil {
@@ -81,29 +102,36 @@ func (o *Offer) Burn(buyer [32]byte) error {
 	if err != nil {
 		return fmt.Errorf("market: offer %s: %w", o.cfg.Name, err)
 	}
-	seed, err := f.Seed()
+	secrets, err := f.Secrets()
 	if err != nil {
 		return fmt.Errorf("market: offer %s: %w", o.cfg.Name, err)
 	}
-	at := o.cfg.Now()
-	if at.IsZero() {
-		at = time.Now() // what the machine thinks
+	var all []ledger.Burned
+	for _, x := range secrets {
+		all = append(all, ledger.Burned{FeedKey: x.Key, Signer: x.Signer, Seed: x.Seed, At: o.cfg.Now()})
 	}
-	b := ledger.Burned{FeedKey: f.Key(), Signer: [32]byte(ed25519.NewKeyFromSeed(seed[:])[ed25519.SeedSize:]), Seed: seed, At: at}
-	// The next feed is another one before anybody can sign with this key.
+	// The next feed is another one before anybody can sign with these keys. Where it ends
+	// here, who burns again burns these, too.
 	if _, err := o.cfg.Feed.Renew(buyer); err != nil {
 		return fmt.Errorf("market: offer %s: %w", o.cfg.Name, err)
 	}
-	if err := o.cfg.Ledger.Burn(o.cfg.Name, b); err != nil {
+	if err := o.cfg.Ledger.Burn(o.cfg.Name, all); err != nil {
 		return fmt.Errorf("market: offer %s: %w", o.cfg.Name, err)
 	}
-	m := burnedMessage(b)
+	var news []dazaar.Burned
 	o.mu.Lock()
-	o.burned = append(o.burned[:len(o.burned):len(o.burned)], m)
-	if len(o.burned) > maxBurned {
-		o.burned = o.burned[1:]
+	for _, b := range all {
+		if m := burnedMessage(b); !slices.Contains(o.burned, m) {
+			news = append(news, m)
+		}
 	}
+	kept := append(slices.Clone(o.burned), news...)
+	o.burned = kept[len(kept)-min(len(kept), maxBurned):]
 	o.mu.Unlock()
-	o.each(true, func(s *session) { s.tell(m) })
+	o.each(true, func(s *session) {
+		for _, m := range news {
+			s.tell(m)
+		}
+	})
 	return nil
 }

@@ -283,7 +283,7 @@ func (c *Client) Run(ctx context.Context) (err error) {
 func fatal(err error) bool {
 	var conflict *replicate.ConflictError
 	return errors.As(err, &conflict) || slices.ContainsFunc([]error{
-		ErrOutput, proof.ErrFile, replicate.ErrInvalid, dazaar.ErrSignature, ErrRefused, ErrUnpaid, ErrInvoice, card.ErrCard, card.ErrSignature, card.ErrOlder,
+		ErrOutput, proof.ErrFile, replicate.ErrInvalid, dazaar.ErrSignature, ErrRefused, ErrUnpaid, ErrInvoice, card.ErrCard, card.ErrSignature,
 		secretstream.ErrIdentity,
 	}, func(e error) bool { return errors.Is(err, e) })
 }

@@ -24,12 +24,14 @@ type Contract struct {
 	// Restored: credit came back after the books were lost, and what was delivered of it
 	// before is not charged yet.
 	Restored bool `json:"restored,omitempty"`
+	// Lasting: a card said that keys of this sale are never burned.
+	Lasting bool `json:"lasting,omitempty"`
 }
 
 // Burned is a feed key that was made worthless.
 type Burned struct {
 	FeedKey, Signer, Seed [32]byte
-	At                    time.Time // zero where that was not noted
+	At                    time.Time // zero while no clock can be trusted
 }
 
 func contracts(offer string) string { return "contract/" + offer }
@@ -73,17 +75,34 @@ func (l *Ledger) ChangeContract(offer string, buyer [32]byte, f func(*Contract))
 	})
 }
 
-// Burn notes that a feed key of an offer is worthless, before anybody hears of it.
-func (l *Ledger) Burn(offer string, x Burned) error {
+// Burn notes that feed keys of an offer are worthless, before anybody hears of it. Those that
+// were noted before keep their time, if they had one.
+func (l *Ledger) Burn(offer string, all []Burned) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.update(func(tx *db.Tx) error {
-		value := append(append([]byte(nil), x.Signer[:]...), x.Seed[:]...)
-		return tx.Put(burned(offer), x.FeedKey[:], binary.LittleEndian.AppendUint64(value, uint64(x.At.Unix())))
+		for _, x := range all {
+			value, err := tx.Get(burned(offer), x.FeedKey[:])
+			if err != nil {
+				return err
+			}
+			if len(value) >= 72 && binary.LittleEndian.Uint64(value[64:]) != 0 {
+				continue
+			}
+			at := uint64(0)
+			if !x.At.IsZero() {
+				at = uint64(x.At.Unix())
+			}
+			value = append(append([]byte(nil), x.Signer[:]...), x.Seed[:]...)
+			if err := tx.Put(burned(offer), x.FeedKey[:], binary.LittleEndian.AppendUint64(value, at)); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 }
 
-// Burned returns the feed keys of an offer that are worthless.
+// Burned returns the feed keys of an offer that are worthless, in the order of their times.
 func (l *Ledger) Burned(offer string) (out []Burned, err error) {
 	err = l.db.View(func(tx *db.Tx) error {
 		tx.Each(burned(offer), func(key, value []byte, err error) bool {
@@ -92,13 +111,16 @@ func (l *Ledger) Burned(offer string) (out []Burned, err error) {
 			}
 			b := Burned{FeedKey: [32]byte(key), Signer: [32]byte(value), Seed: [32]byte(value[32:])}
 			if len(value) >= 72 {
-				b.At = time.Unix(int64(binary.LittleEndian.Uint64(value[64:])), 0)
+				if at := int64(binary.LittleEndian.Uint64(value[64:])); at > 0 {
+					b.At = time.Unix(at, 0)
+				}
 			}
 			out = append(out, b)
 			return true
 		})
 		return nil
 	})
+	slices.SortStableFunc(out, func(a, b Burned) int { return a.At.Compare(b.At) })
 	return out, err
 }
 

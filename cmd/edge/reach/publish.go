@@ -1,6 +1,7 @@
 package reach
 
 import (
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"encoding/json"
@@ -23,7 +24,27 @@ import (
 const (
 	publishEvery = 24 * time.Hour
 	publishLook  = 10 * time.Second
+	// publishLate is how long it is at most until what failed is tried again.
+	publishLate = 10 * time.Minute
 )
+
+// patience is when what failed may be tried again: later each time.
+type patience struct {
+	wait time.Duration
+	next time.Time
+}
+
+func (p *patience) over() bool { return !time.Now().Before(p.next) }
+
+// note takes how a try ended.
+func (p *patience) note(err error) {
+	if err == nil {
+		*p = patience{}
+		return
+	}
+	p.wait = min(max(2*p.wait, publishLook), publishLate)
+	p.next = time.Now().Add(p.wait)
+}
 
 // Sold is what is known of an offer to all.
 type Sold interface {
@@ -43,39 +64,20 @@ func (n *Network) publish(ctx context.Context, name string, key ed25519.PrivateK
 	}
 	t := time.NewTicker(publishLook)
 	defer t.Stop()
-	var last uint64
-	var at time.Time
-	raised := false
-	burned := map[[32]byte]time.Time{} // when it was published last
+	p := publisher{n: n, key: key, sold: sold, log: n.cfg.Log.With("feed", name), burned: map[[32]byte]time.Time{}}
+	var card, burned patience
 	for {
-		if err := n.publishBurned(ctx, sold, burned); err != nil && ctx.Err() == nil {
-			n.cfg.Log.Debug("a burned key is not on the network", "feed", name, "error", err)
-		}
-		b, version, err := card.NewShort(sold.Card())
-		if err == nil && (version != last || time.Since(at) > publishEvery) {
-			_, err = n.node.PutMutable(ctx, key, dht.Record{Seq: version, Value: b})
-			switch {
-			case err == nil:
-				last, at = version, time.Now()
-			case errors.Is(err, dht.ErrOlder) && last == 0 && !raised:
-				// What was published last is older than what buyers have seen: it was restored.
-				raised = true
-				r, e := n.node.Mutable(ctx, [32]byte(key[ed25519.SeedSize:]), version)
-				if e == nil {
-					e = sold.Raise(max(r.Seq, version) + 1)
-				}
-				if e == nil {
-					n.cfg.Log.Info("the network has a newer card of this feed, which was restored, it seems: the next one is newer still", "feed", name, "version", r.Seq+1)
-					continue
-				}
-				err = e
-			case errors.Is(err, dht.ErrOlder) && version != last:
-				n.cfg.Log.Warn("the network has a newer card of this feed, or another one of this version: is it sold elsewhere, too, or was it restored?", "feed", name, "version", version)
-				last, at = version, time.Now()
+		if card.over() {
+			err := p.card(ctx)
+			if card.note(err); err != nil && ctx.Err() == nil {
+				p.log.Debug("the short card is not on the network", "error", err)
 			}
 		}
-		if err != nil && ctx.Err() == nil {
-			n.cfg.Log.Debug("the short card is not on the network", "feed", name, "error", err)
+		if burned.over() {
+			err := p.burnedKeys(ctx)
+			if burned.note(err); err != nil && ctx.Err() == nil {
+				p.log.Debug("a burned key is not on the network", "error", err)
+			}
 		}
 		select {
 		case <-t.C:
@@ -85,30 +87,79 @@ func (n *Network) publish(ctx context.Context, name string, key ed25519.PrivateK
 	}
 }
 
+// publisher is what was published of an offer.
+type publisher struct {
+	n      *Network
+	key    ed25519.PrivateKey
+	sold   Sold
+	log    *slog.Logger
+	last   uint64 // the version, 0 before the first
+	at     time.Time
+	burned map[[32]byte]time.Time // when it was published last
+}
+
+// card publishes the short card, if it is another one or it is time.
+func (p *publisher) card(ctx context.Context) error {
+	b, version, err := card.NewShort(p.sold.Card())
+	if err != nil || version == p.last && time.Since(p.at) < publishEvery {
+		return err
+	}
+	_, err = p.n.node.PutMutable(ctx, p.key, dht.Record{Seq: version, Value: b})
+	if errors.Is(err, dht.ErrOlder) {
+		// Some node says so: what it has must be signed to count.
+		r, e := p.n.node.Mutable(ctx, [32]byte(p.key[ed25519.SeedSize:]), version)
+		switch {
+		case e != nil || r.Seq < version || r.Seq == version && bytes.Equal(r.Value, b):
+			err = nil // the others keep it
+		case p.last == 0:
+			// What was published last is newer than this one: it was restored.
+			if err := p.sold.Raise(r.Seq + 1); err != nil {
+				return err
+			}
+			p.last = r.Seq
+			p.log.Info("the network has a newer card of this feed, which was restored, it seems: the next one is newer still", "version", r.Seq+1)
+			return p.card(ctx)
+		default:
+			p.log.Warn("the network has a newer card of this feed, or another one of this version: is it sold elsewhere, too, or was it restored?", "version", version)
+			err = nil
+		}
+	}
+	if err == nil {
+		p.last, p.at = version, time.Now()
+	}
+	return err
+}
+
 // burnedTime is for how long it is said again that a key was burned.
 const burnedTime = 30 * 24 * time.Hour
 
-// publishBurned keeps on the network that keys were burned, each under that key: who has the
+// maxBurned is how many keys are kept on the network, those that were burned last.
+const maxBurned = 256
+
+// burnedKeys keeps on the network that keys were burned, each under that key: who has the
 // seed may write there, and so proves it.
-func (n *Network) publishBurned(ctx context.Context, sold Sold, when map[[32]byte]time.Time) error {
-	all, err := sold.Burned()
+func (p *publisher) burnedKeys(ctx context.Context) error {
+	all, err := p.sold.Burned()
 	if err != nil {
 		return err
 	}
-	for _, b := range all {
-		if now := time.Now(); now.Sub(b.At) > burnedTime || now.Sub(when[b.Signer]) < publishEvery {
+	var failed error
+	for _, b := range all[len(all)-min(len(all), maxBurned):] {
+		now := time.Now()
+		if !b.At.IsZero() && now.Sub(b.At) > burnedTime || now.Sub(p.burned[b.Signer]) < publishEvery {
 			continue
 		}
 		value, err := market.BurnRecord(b)
 		if err == nil {
-			_, err = n.node.PutMutable(ctx, ed25519.NewKeyFromSeed(b.Seed[:]), dht.Record{Seq: uint64(max(b.At.Unix(), 1)), Value: value})
+			_, err = p.n.node.PutMutable(ctx, ed25519.NewKeyFromSeed(b.Seed[:]), dht.Record{Seq: uint64(max(b.At.Unix(), 1)), Value: value})
 		}
 		if err != nil && !errors.Is(err, dht.ErrOlder) { // somebody else says it, too
-			return err
+			failed = err
+			continue
 		}
-		when[b.Signer] = time.Now()
+		p.burned[b.Signer] = now
 	}
-	return nil
+	return failed
 }
 
 // Burned tells whether the network knows that one of some keys was burned.
