@@ -260,6 +260,17 @@ func (l *Log) Rekey(buyer [32]byte) (*Feed, error) {
 	return f, f.derive()
 }
 
+// Sold tells whether a buyer has, or had, a feed.
+func (l *Log) Sold(buyer [32]byte) (bool, error) {
+	l.salesMu.Lock()
+	defer l.salesMu.Unlock()
+	_, ok, err := l.cfg.Sales.Load(buyer)
+	l.marksMu.Lock()
+	defer l.marksMu.Unlock()
+	_, marked := l.signed[buyer]
+	return ok || marked, err
+}
+
 // Renew ends the feed of a sale and begins its next one: after a burn, or when
 // the buyer's head lies too far back. The old key is never used again.
 func (l *Log) Renew(buyer [32]byte) (*Feed, error) {

@@ -83,6 +83,21 @@ func (o *Offer) Restore(buyer [32]byte) error {
 	return nil
 }
 
+// promise notes whether the keys of the sale may be burned: those of a new one if the card
+// says so, and for as long as it does. mu is held.
+func (s *session) promise(burnable bool) error {
+	if burnable && !s.burnable {
+		if old, err := s.o.cfg.Feed.Sold(s.buyer); err != nil || old {
+			return err
+		}
+	}
+	if s.burnable == burnable {
+		return nil
+	}
+	s.burnable = burnable
+	return s.o.cfg.Ledger.ChangeContract(s.o.cfg.Name, s.buyer, func(c *ledger.Contract) { c.Burnable = burnable })
+}
+
 // Burn revokes a sale and publishes the secrets of all feed keys that it had: from then on
 // they prove nothing about who signed, so that what the buyer has is worth less to
 // others, and to the buyer itself. It cannot be taken back. Each card that the buyer was
@@ -92,8 +107,8 @@ func (o *Offer) Burn(buyer [32]byte) error {
 	if err != nil {
 		return fmt.Errorf("market: offer %s: %w", o.cfg.Name, err)
 	}
-	if contract.Lasting || !o.listing().card.Burnable {
-		return fmt.Errorf("market: offer %s: its card does not say burnable, and buyers relied on that: only new buyers after burnable: true can be burned", o.cfg.Name)
+	if !contract.Burnable || !o.listing().card.Burnable {
+		return fmt.Errorf("market: offer %s: its card does not say burnable, or did not when it sold to this buyer, who relied on that: only new buyers after burnable: true can be burned", o.cfg.Name)
 	}
 	if err := o.Revoke(buyer); err != nil {
 		return err

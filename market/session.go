@@ -52,8 +52,8 @@ type session struct {
 	sale   *ledger.Sale   // nil before the channel is open, and where nothing is paid
 	terms  bool           // it may be served: it accepted those of today, or of when it paid
 	agreed bool           // it accepted those of today
-	// lasting: it was told that its feed's keys are never burned, for good.
-	lasting bool
+	// burnable: each card that it was served under said so.
+	burnable bool
 	// accepted is what it signed, and is not yet kept.
 	accepted *dazaar.AcceptTerms
 	feed     *feed.Feed // nil until the buyer has one
@@ -162,7 +162,7 @@ func (s *session) begin() error {
 		return nil
 	}
 	s.restored.Store(contract.Restored)
-	s.lasting = contract.Lasting
+	s.burnable = contract.Burnable
 	s.agreed = l.hash == nil || contract.Terms != nil && *contract.Terms == *l.hash
 	s.terms = s.agreed
 	if !l.free {
@@ -219,11 +219,8 @@ func (s *session) proceed() error {
 	if err := s.sign(); err != nil {
 		return s.broken("terms", err)
 	}
-	if !l.card.Burnable && !s.lasting {
-		if err := s.o.cfg.Ledger.ChangeContract(s.o.cfg.Name, s.buyer, func(c *ledger.Contract) { c.Lasting = true }); err != nil {
-			return s.broken("contract", err)
-		}
-		s.lasting = true
+	if err := s.promise(l.card.Burnable); err != nil {
+		return s.broken("contract", err)
 	}
 	old, ok := s.o.claim(s)
 	if !ok {

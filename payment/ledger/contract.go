@@ -24,8 +24,8 @@ type Contract struct {
 	// Restored: credit came back after the books were lost, and what was delivered of it
 	// before is not charged yet.
 	Restored bool `json:"restored,omitempty"`
-	// Lasting: a card said that keys of this sale are never burned.
-	Lasting bool `json:"lasting,omitempty"`
+	// Burnable: each card that the sale was served under said that its keys may be burned.
+	Burnable bool `json:"burnable,omitempty"`
 }
 
 // Burned is a feed key that was made worthless.
