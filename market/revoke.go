@@ -150,3 +150,12 @@ func (o *Offer) Burn(buyer [32]byte) error {
 	})
 	return nil
 }
+
+// tell passes on that a key was burned.
+func (s *session) tell(b dazaar.Burned) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ch != nil && !s.over {
+		s.ch.Burned(b) //nolint:errcheck // the connection ends
+	}
+}

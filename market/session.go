@@ -494,12 +494,3 @@ func (s *session) finish(code, why string) {
 	defer s.mu.Unlock()
 	s.refuse(code, why)
 }
-
-// tell passes on that a key was burned.
-func (s *session) tell(b dazaar.Burned) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.ch != nil && !s.over {
-		s.ch.Burned(b) //nolint:errcheck // the connection ends
-	}
-}

@@ -89,6 +89,9 @@ func buyCommand(p *program, ctx context.Context, args []string) (err error) {
 			return p.usage(f.Usage, "--relay %v", err)
 		}
 		relays = append(relays, r)
+		if !slices.Contains(addresses, reach.ByNetwork) {
+			return p.usage(f.Usage, "--relay is a way by the network, and --seller %q leaves that out: --seller %s,%s", *seller, *seller, reach.ByNetwork)
+		}
 	}
 	if *payee != "" {
 		b, err := hex.DecodeString(*payee)

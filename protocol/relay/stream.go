@@ -90,7 +90,7 @@ func (s *Server) ServeStreams(l *secretstream.Listener) error {
 		ok := !s.closed
 		if ok {
 			s.hall.conns[c] = true
-			s.wg.Go(func() { s.stream(c) })
+			s.wg.Go(func() { s.stream(c, l) })
 		}
 		s.mu.Unlock()
 		if !ok {
@@ -108,8 +108,9 @@ func (s *Server) forget(c io.Closer) {
 	delete(s.hall.conns, c)
 }
 
-// stream serves one connection.
-func (s *Server) stream(c *secretstream.Conn) {
+// stream serves one connection. The networks of those who listen, and of those whom one who
+// listens takes, are known then: strangers cannot take their place at the door away.
+func (s *Server) stream(c *secretstream.Conn, door *secretstream.Listener) {
 	defer s.forget(c)
 	late := time.AfterFunc(requestTime, func() { c.Close() })
 	m, err := c.ReadMessage()
@@ -118,16 +119,16 @@ func (s *Server) stream(c *secretstream.Conn) {
 	}
 	switch {
 	case len(m) >= 1 && m[0] == opListen:
-		s.listen(c)
+		s.listen(c, door)
 	case len(m) >= 33 && m[0] == opDial:
-		s.dial(c, [32]byte(m[1:33]))
+		s.dial(c, [32]byte(m[1:33]), door)
 	case len(m) >= 33 && m[0] == opTake:
 		s.take(c, [32]byte(m[1:33]))
 	}
 }
 
 // listen serves one who listens, until it goes, or comes again.
-func (s *Server) listen(c *secretstream.Conn) {
+func (s *Server) listen(c *secretstream.Conn, door *secretstream.Listener) {
 	key, x := c.Remote(), &seat{conn: c, from: bucket.Network(c.RemoteAddr()), by: map[netip.Prefix]int{}}
 	s.mu.Lock()
 	old := s.hall.seats[key]
@@ -158,6 +159,7 @@ func (s *Server) listen(c *secretstream.Conn) {
 	if old != nil {
 		old.conn.Close()
 	}
+	door.Favor(c.RemoteAddr())
 	if c.WriteMessage([]byte{statusOK}) != nil {
 		return
 	}
@@ -176,7 +178,7 @@ func (s *Server) listen(c *secretstream.Conn) {
 }
 
 // dial serves one who wants who listens under a key.
-func (s *Server) dial(c *secretstream.Conn, key [32]byte) {
+func (s *Server) dial(c *secretstream.Conn, key [32]byte, door *secretstream.Listener) {
 	var token [32]byte
 	rand.Read(token[:]) //nolint:errcheck // it never fails
 	m := &meeting{taken: make(chan net.Conn, 1)}
@@ -216,6 +218,7 @@ func (s *Server) dial(c *secretstream.Conn, key [32]byte) {
 		return
 	}
 	defer s.forget(other)
+	door.Favor(c.RemoteAddr())
 	if c.WriteMessage([]byte{statusOK}) != nil {
 		return
 	}
@@ -304,7 +307,13 @@ func detach(c *secretstream.Conn) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if t, ok := raw.(*net.TCPConn); ok {
+	t, ok := raw.(interface {
+		SetReadBuffer(bytes int) error
+		SetWriteBuffer(bytes int) error
+	})
+	if !ok {
+		err = errors.ErrUnsupported
+	} else {
 		err = errors.Join(t.SetReadBuffer(socketBuffer), t.SetWriteBuffer(socketBuffer))
 	}
 	if err != nil {

@@ -8,8 +8,11 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"dazaar-edge/protocol/noise"
 	"dazaar-edge/protocol/secretstream"
@@ -30,12 +33,17 @@ type hosted struct {
 
 func host(t *testing.T, address string, cfg ServerConfig) *hosted {
 	t.Helper()
+	return hostBy(t, address, cfg, secretstream.ListenConfig{Config: StreamConfig(key(1)), NetworkBurst: 1000, NetworkPerSecond: 1000, Burst: 1000, PerSecond: 1000})
+}
+
+func hostBy(t *testing.T, address string, cfg ServerConfig, door secretstream.ListenConfig) *hosted {
+	t.Helper()
 	ln, err := net.Listen("tcp", address)
 	if err != nil {
 		t.Fatal(err)
 	}
 	h := &hosted{NewServer(cfg), ln, Address{public(key(1)), ln.Addr().String()}}
-	l := secretstream.Listen(ln, secretstream.ListenConfig{Config: StreamConfig(key(1)), NetworkBurst: 1000, NetworkPerSecond: 1000, Burst: 1000, PerSecond: 1000})
+	l := secretstream.Listen(ln, door)
 	done := make(chan struct{})
 	go func() {
 		h.ServeStreams(l) //nolint:errcheck // it ends with l
@@ -286,5 +294,113 @@ func TestStreamShare(t *testing.T) {
 			break
 		}
 		time.Sleep(time.Millisecond)
+	}
+}
+
+// cork holds what is written until it is drawn.
+type cork struct {
+	net.Conn
+	holds bool
+	held  []byte
+}
+
+func (c *cork) Write(b []byte) (int, error) {
+	if c.holds {
+		c.held = append(c.held, b...)
+		return len(b), nil
+	}
+	_, err := c.Conn.Write(append(c.held, b...))
+	c.held = nil
+	return len(b), err
+}
+
+// TestStreamEager: who says more together with what it asks for has no more room in the relay
+// than others, and no other times.
+func TestStreamEager(t *testing.T) {
+	h := host(t, "127.0.0.1:0", ServerConfig{})
+	l := listen(t, h, 2)
+	go l.Accept() //nolint:errcheck // it ends with l
+	raw, err := net.Dial("tcp", h.at.TCP)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer raw.Close()
+	k := &cork{Conn: raw}
+	cfg := StreamConfig(key(9))
+	cfg.Remote = h.at.Key
+	c, err := secretstream.Client(t.Context(), k, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	to := public(key(2))
+	k.holds = true
+	if err := c.WriteMessage(append([]byte{opDial}, to[:]...)); err != nil {
+		t.Fatal(err)
+	}
+	k.holds = false
+	if _, err := k.Write([]byte{1}); err != nil { // of a handshake
+		t.Fatal(err)
+	}
+	if m, err := c.ReadMessage(); err != nil || m[0] != statusOK {
+		t.Fatal(m, err)
+	}
+	piped := func() bool {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		return h.hall.pipes == 1
+	}
+	for !piped() {
+		time.Sleep(time.Millisecond)
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	ends := 0
+	for c := range h.hall.conns {
+		end, ok := c.(net.Conn)
+		if _, wrapped := c.(*secretstream.Conn); !ok || wrapped {
+			continue
+		}
+		ends++
+		rc, err := end.(syscall.Conn).SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		rc.Control(func(fd uintptr) { //nolint:errcheck // the ends are open
+			in, _ := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF)
+			out, _ := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF)
+			late, _ := unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT)
+			if in != 2*socketBuffer || out != 2*socketBuffer || late != 0 {
+				t.Errorf("%d and %d bytes, a time-out of %d ms", in, out, late)
+			}
+		})
+	}
+	if ends != 2 {
+		t.Errorf("%d ends", ends)
+	}
+}
+
+// TestStreamDoor: strangers who only connect do not keep those out whose boards listen here.
+func TestStreamDoor(t *testing.T) {
+	h := hostBy(t, "127.0.0.1:0", ServerConfig{}, secretstream.ListenConfig{Config: StreamConfig(key(1))})
+	listen(t, h, 2) // which makes 127.0.0.0/24 known
+	flood := func(n int) {
+		for i := range n {
+			d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, byte(50+i%2), byte(i/2%200), 1)}}
+			c, err := d.Dial("tcp", h.at.TCP)
+			if err == nil {
+				c.Close()
+			}
+		}
+	}
+	flood(400)
+	for range 5 {
+		flood(20)
+		cfg := StreamConfig(key(3))
+		cfg.Remote = h.at.Key
+		c, err := secretstream.Dial(t.Context(), h.at.TCP, cfg)
+		if err != nil {
+			t.Fatalf("a board's network is kept out: %v", err)
+		}
+		c.Close()
 	}
 }

@@ -28,10 +28,11 @@ func tcpBacklog(raw net.Conn) (n int, ok bool) {
 }
 
 // setUserTimeout ends a TCP connection whose other side acknowledges nothing for
-// so long: the keepalives see to it that there is something to acknowledge.
+// so long, 0 is as the kernel likes: the keepalives see to it that there is something to
+// acknowledge.
 func setUserTimeout(raw net.Conn, d time.Duration) {
 	sc, ok := raw.(syscall.Conn)
-	if !ok || d <= 0 {
+	if !ok || d < 0 {
 		return
 	}
 	if rc, err := sc.SyscallConn(); err == nil {

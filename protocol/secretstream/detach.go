@@ -25,6 +25,7 @@ func (c *Conn) Detach() (net.Conn, error) {
 		c.raw.Close()
 		return nil, err
 	}
+	setUserTimeout(c.raw, 0) // that is for who goes on to say
 	rest := append([]byte(nil), c.in.buf[c.in.start:c.in.end]...)
 	c.in.give()
 	if len(rest) == 0 {
@@ -54,6 +55,28 @@ func (r *readAhead) SyscallConn() (syscall.RawConn, error) {
 		return c.SyscallConn()
 	}
 	return nil, errors.ErrUnsupported
+}
+
+// buffers is what a transport may have.
+type buffers interface {
+	SetReadBuffer(bytes int) error
+	SetWriteBuffer(bytes int) error
+}
+
+// SetReadBuffer sets how much the kernel holds that came, where the transport can.
+func (r *readAhead) SetReadBuffer(n int) error {
+	if c, ok := r.Conn.(buffers); ok {
+		return c.SetReadBuffer(n)
+	}
+	return errors.ErrUnsupported
+}
+
+// SetWriteBuffer sets how much the kernel holds that goes, where the transport can.
+func (r *readAhead) SetWriteBuffer(n int) error {
+	if c, ok := r.Conn.(buffers); ok {
+		return c.SetWriteBuffer(n)
+	}
+	return errors.ErrUnsupported
 }
 
 // CloseWrite closes the half that is written, where the transport can.

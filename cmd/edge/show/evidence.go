@@ -178,6 +178,9 @@ func (p Printer) Proof(name, out string, burned func(signers [][32]byte) (bool, 
 	if shown.Burnable && shown.Burned == nil {
 		fmt.Fprintln(p.Out, "the seller may publish this feed's secret (edge revoke --burn): if it did, anybody could have signed this")
 	}
+	if shown.Burned != nil && !*shown.Burned {
+		fmt.Fprintln(p.Out, "the network knows of no burn of its keys: it is told of one for 30 days")
+	}
 	if shown.Unproven > 0 {
 		fmt.Fprintf(p.Out, "%d more are in the file without a signature: edge buy was not ended in order\n", shown.Unproven)
 	}
