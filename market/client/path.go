@@ -242,6 +242,7 @@ func (m *mover) settle(v *visit) *visit {
 		m.c.log.Info("moved to a better way to the seller", "way", v.name)
 	case time.Since(m.next.since) > agreeTime:
 		m.next.mux.Close()
+		m.next.old = nil // it takes over no more, whatever comes
 	default:
 		return v
 	}

@@ -153,6 +153,7 @@ func (l *StreamListener) Reached() (since time.Time, err error) {
 func (l *StreamListener) run() {
 	wait := firstRetry
 	var worked time.Time
+	refused := false // and told so
 	for l.ctx.Err() == nil {
 		err := l.register()
 		l.mu.Lock()
@@ -161,8 +162,12 @@ func (l *StreamListener) run() {
 		}
 		l.since, l.err = time.Time{}, err
 		l.mu.Unlock()
+		level := slog.LevelDebug
+		if errors.Is(err, ErrRefused) && !refused {
+			level, refused = slog.LevelWarn, true // it is full, or has too many of our network
+		}
 		if l.ctx.Err() == nil {
-			l.cfg.Log.Debug("not reached through the relay", "relay", l.cfg.Relay.TCP, "error", err, "again", wait)
+			l.cfg.Log.Log(l.ctx, level, "not reached through the relay", "relay", l.cfg.Relay.TCP, "error", err, "again", wait)
 		}
 		select {
 		case <-time.After(wait/2 + mathrand.N(wait)):

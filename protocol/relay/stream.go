@@ -56,10 +56,44 @@ const (
 
 // seat is one who listens.
 type seat struct {
-	conn *secretstream.Conn
-	from netip.Prefix
-	n    int                  // pipes, and those who wait for one; guarded by the server's mu
-	by   map[netip.Prefix]int // of these, those of each network; likewise
+	conn   *secretstream.Conn
+	from   netip.Prefix
+	guests map[*guest]bool // guarded by the server's mu
+}
+
+// guest is one who dialed: it waits for the other end, or has a pipe.
+type guest struct {
+	from  netip.Prefix
+	since time.Time
+	end   func() // guarded by the server's mu
+}
+
+// crowd returns how many guests are of a network. The server's mu is held.
+func (x *seat) crowd(of netip.Prefix) (n int) {
+	for g := range x.guests {
+		if g.from == of {
+			n++
+		}
+	}
+	return n
+}
+
+// giveWay tells whether one of a network may have the place of the last who came of the network
+// that has most, as that has more even then, and takes it. The server's mu is held.
+func (s *Server) giveWay(x *seat, of netip.Prefix) bool {
+	var worst *guest
+	most := x.crowd(of) + 1
+	for g := range x.guests {
+		if k := x.crowd(g.from); k > most || k == most && worst != nil && g.since.After(worst.since) {
+			worst, most = g, k
+		}
+	}
+	if worst == nil {
+		return false
+	}
+	delete(x.guests, worst)
+	s.wg.Go(worst.end)
+	return true
 }
 
 // meeting is one who dialed and waits for the other end.
@@ -129,7 +163,7 @@ func (s *Server) stream(c *secretstream.Conn, door *secretstream.Listener) {
 
 // listen serves one who listens, until it goes, or comes again.
 func (s *Server) listen(c *secretstream.Conn, door *secretstream.Listener) {
-	key, x := c.Remote(), &seat{conn: c, from: bucket.Network(c.RemoteAddr()), by: map[netip.Prefix]int{}}
+	key, x := c.Remote(), &seat{conn: c, from: bucket.Network(c.RemoteAddr()), guests: map[*guest]bool{}}
 	s.mu.Lock()
 	old := s.hall.seats[key]
 	crowd := 0
@@ -184,16 +218,17 @@ func (s *Server) dial(c *secretstream.Conn, key [32]byte, door *secretstream.Lis
 	m := &meeting{taken: make(chan net.Conn, 1)}
 	status := byte(statusOK)
 	from := bucket.Network(c.RemoteAddr())
+	g := &guest{from: from, since: time.Now(), end: func() { c.Close() }}
 	s.mu.Lock()
 	m.seat = s.hall.seats[key]
 	switch {
 	case m.seat == nil:
 		status = statusUnknown
-	case m.seat.n >= s.cfg.PairsPerClient || m.seat.by[from] >= max(s.cfg.PairsPerClient/4, 1) || s.hall.by[from] >= s.cfg.Share || s.used() >= s.cfg.Pairs:
+	case m.seat.crowd(from) >= max(s.cfg.PairsPerClient/4, 1) || s.hall.by[from] >= s.cfg.Share || s.used() >= s.cfg.Pairs,
+		len(m.seat.guests) >= s.cfg.PairsPerClient && !s.giveWay(m.seat, from):
 		status = statusBusy
 	default:
-		m.seat.n++
-		m.seat.by[from]++
+		m.seat.guests[g] = true
 		s.hall.by[from]++
 		s.hall.meetings[token] = m
 	}
@@ -208,9 +243,10 @@ func (s *Server) dial(c *secretstream.Conn, key [32]byte, door *secretstream.Lis
 	defer func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		m.seat.n--
-		less(m.seat.by, from)
-		less(s.hall.by, from)
+		delete(m.seat.guests, g)
+		if s.hall.by[from]--; s.hall.by[from] == 0 {
+			delete(s.hall.by, from)
+		}
 	}()
 	other := s.meet(m, token)
 	if other == nil {
@@ -230,8 +266,12 @@ func (s *Server) dial(c *secretstream.Conn, key [32]byte, door *secretstream.Lis
 	s.mu.Lock()
 	s.stats.Paired++
 	s.hall.pipes++
-	closed := s.closed
+	closed := s.closed || !m.seat.guests[g]
 	s.hall.conns[raw] = true
+	g.end = func() {
+		raw.Close()
+		other.Close()
+	}
 	s.mu.Unlock()
 	if !closed {
 		s.pipe(raw, other)
@@ -239,13 +279,6 @@ func (s *Server) dial(c *secretstream.Conn, key [32]byte, door *secretstream.Lis
 	s.mu.Lock()
 	s.hall.pipes--
 	s.mu.Unlock()
-}
-
-// less counts one less.
-func less(by map[netip.Prefix]int, of netip.Prefix) {
-	if by[of]--; by[of] == 0 {
-		delete(by, of)
-	}
 }
 
 // meet calls who listens, and waits until it comes; nil if it does not.

@@ -404,3 +404,72 @@ func TestStreamDoor(t *testing.T) {
 		c.Close()
 	}
 }
+
+// TestStreamCrowd: four networks that have all pipes of a seller make room for a fifth; who came
+// first there, stays.
+func TestStreamCrowd(t *testing.T) {
+	h := host(t, "127.0.0.1:0", ServerConfig{PairsPerClient: 16})
+	l := listen(t, h, 2)
+	var ours []*secretstream.Conn
+	for n := range byte(5) {
+		for i := range byte(4) {
+			d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 60, n, 1)}}
+			raw, err := d.Dial("tcp", h.at.TCP)
+			if err != nil {
+				t.Fatal(err)
+			}
+			cfg := StreamConfig(key(100 + 4*n + i))
+			cfg.Remote = h.at.Key
+			c, err := secretstream.Client(t.Context(), raw, cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			to := public(key(2))
+			taken := make(chan *secretstream.Conn, 1)
+			go func() {
+				x, _ := l.Accept()
+				taken <- x
+			}()
+			if err := ask(t.Context(), c, append([]byte{opDial}, to[:]...)); err != nil {
+				if n < 4 || i < 3 {
+					t.Fatalf("network %d, guest %d: %v", n, i, err)
+				}
+				break // it has as many as the others
+			}
+			if raw, err = c.Detach(); err != nil {
+				t.Fatal(err)
+			}
+			x, err := secretstream.Client(t.Context(), raw, secretstream.Config{Pattern: noise.XX, Static: key(100 + 4*n + i), Remote: to})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer x.Close()
+			defer (<-taken).Close()
+			go x.ReadMessage() //nolint:errcheck // it ends with x
+			ours = append(ours, x)
+		}
+	}
+	gone := func() (all []int) {
+		for i, x := range ours {
+			select {
+			case <-x.Done():
+				all = append(all, i)
+			default:
+			}
+		}
+		return all
+	}
+	for len(gone()) < 3 {
+		time.Sleep(time.Millisecond)
+	}
+	for _, i := range gone() {
+		if i%4 == 0 || i >= 16 {
+			t.Errorf("guest %d had to go", i)
+		}
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if n := len(h.hall.seats[public(key(2))].guests); n != 16 {
+		t.Errorf("%d guests", n)
+	}
+}

@@ -57,6 +57,9 @@ type relayStats struct {
 	Open    bool   `json:"open"`
 }
 
+// announceWait is after which it is said that the relay is not announced.
+const announceWait = 10 * time.Second
+
 // relayKey reads the key of a relay, or makes it.
 func relayKey(file string) (ed25519.PrivateKey, error) {
 	b, err := os.ReadFile(file)
@@ -131,11 +134,16 @@ func Relay(ctx context.Context, cfg RelayConfig, out io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, r.Close()) }()
+	said := time.Now()
 	for r.Announced().At.IsZero() {
 		select {
 		case <-time.After(100 * time.Millisecond):
 		case <-ctx.Done():
 			return nil
+		}
+		if time.Since(said) > announceWait {
+			said = time.Now()
+			cfg.Log.Warn("the relay is not announced yet, and serves nobody", "error", r.Announced().Err)
 		}
 	}
 	name := configs.Relay{Key: [32]byte(key[ed25519.SeedSize:])}
@@ -178,8 +186,12 @@ func streamAddress(listens net.Addr, seen netip.AddrPort) string {
 		return listens.String()
 	}
 	a := t.AddrPort()
-	if a.Addr().IsUnspecified() && seen.IsValid() {
+	switch {
+	case !a.Addr().IsUnspecified():
+	case seen.IsValid():
 		a = netip.AddrPortFrom(seen.Addr(), a.Port())
+	default:
+		return fmt.Sprintf("HOST:%d", a.Port()) // who runs it knows where
 	}
 	return a.String()
 }
