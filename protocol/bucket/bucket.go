@@ -49,6 +49,15 @@ func (b *Bucket) TakeN(now time.Time, n float64) bool {
 	return true
 }
 
+// Ready tells whether there is a token.
+func (b *Bucket) Ready(now time.Time) bool { return b.fill(now) }
+
+// Unused tells whether at least half of the tokens are there that find room.
+func (b *Bucket) Unused(now time.Time) bool {
+	b.fill(now)
+	return b.tokens >= b.burst/2
+}
+
 // maxKeys bounds how many keys are remembered.
 const maxKeys = 1024
 

@@ -55,7 +55,7 @@ type Server struct {
 	stats   Stats
 
 	allMu sync.Mutex
-	all   *bucket.Bucket // bytes, guarded by allMu; nil is no limit
+	all   [2]*bucket.Bucket // bytes by kind of pair, guarded by allMu; nil is no limit
 }
 
 // Stats say what a relay did.
@@ -96,7 +96,9 @@ func NewServer(cfg ServerConfig) *Server {
 	s := &Server{cfg: cfg, stop: make(chan struct{}), clients: map[*Session]bool{}, waiting: map[[32]byte]*request{}, pairs: map[*pairing]bool{}}
 	s.hall = hall{conns: map[io.Closer]bool{}, seats: map[[32]byte]*seat{}, meetings: map[[32]byte]*meeting{}, by: map[netip.Prefix]int{}}
 	if cfg.Rate > 0 {
-		s.all = bucket.New(cfg.Rate, burst(cfg.Rate), time.Now())
+		for kind := range s.all {
+			s.all[kind] = bucket.New(cfg.Rate/2, burst(cfg.Rate)/2, time.Now())
+		}
 	}
 	s.wg.Go(s.run)
 	return s
@@ -325,7 +327,7 @@ func (s *Server) pair(x *Session, p pair) {
 	q := &pairing{ends: [2]*request{other, r}, since: time.Now()}
 	var err error
 	q.j, err = s.cfg.Endpoint.Join(udx.JunctionConfig{
-		IDs: [2]uint32{other.p.id, p.id}, Host: [2]func() netip.Addr{other.s.host, x.host}, Allow: s.newPace().allow,
+		IDs: [2]uint32{other.p.id, p.id}, Host: [2]func() netip.Addr{other.s.host, x.host}, Allow: s.newPace(byUDX).allow,
 	})
 	if err != nil {
 		x.n--

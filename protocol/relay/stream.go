@@ -362,7 +362,7 @@ func (s *Server) used() int {
 
 // pipe passes on what two connections say, until both have ended.
 func (s *Server) pipe(a, b net.Conn) {
-	p := s.newPace()
+	p := s.newPace(byTCP)
 	if s.cfg.Time > 0 {
 		defer time.AfterFunc(s.cfg.Time, func() { a.Close(); b.Close() }).Stop()
 	}
@@ -420,15 +420,22 @@ func (s *Server) wait(p *pace, n int) error {
 	return nil
 }
 
+// Kinds of pairs. Each has half of what the relay passes on, and what the other leaves.
+const (
+	byUDX = iota
+	byTCP
+)
+
 // pace is how fast may be passed on between two ends.
 type pace struct {
 	s    *Server
+	kind int
 	mu   sync.Mutex
 	rate *bucket.Bucket // nil is no limit; guarded by mu
 }
 
-func (s *Server) newPace() *pace {
-	p := &pace{s: s}
+func (s *Server) newPace(kind int) *pace {
+	p := &pace{s: s, kind: kind}
 	if s.cfg.PairRate > 0 {
 		p.rate = bucket.New(s.cfg.PairRate, burst(s.cfg.PairRate), time.Now())
 	}
@@ -439,16 +446,19 @@ func (s *Server) newPace() *pace {
 func (p *pace) allow(n int) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	now, s := time.Now(), p.s
-	if p.rate != nil && !p.rate.TakeN(now, float64(n)) {
+	now := time.Now()
+	if p.rate != nil && !p.rate.Ready(now) || !p.s.allow(now, p.kind, float64(n)) {
 		return false
 	}
-	if s.all == nil {
-		return true
-	}
+	return p.rate == nil || p.rate.TakeN(now, float64(n))
+}
+
+// allow tells whether so many bytes of a kind may be passed on now.
+func (s *Server) allow(now time.Time, kind int, n float64) bool {
 	s.allMu.Lock()
 	defer s.allMu.Unlock()
-	return s.all.TakeN(now, float64(n))
+	own, other := s.all[kind], s.all[1-kind]
+	return own == nil || own.TakeN(now, n) || other.Unused(now) && other.TakeN(now, n)
 }
 
 // errStream is of an answer that says nothing.

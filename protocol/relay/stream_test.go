@@ -473,3 +473,35 @@ func TestStreamCrowd(t *testing.T) {
 		t.Errorf("%d guests", n)
 	}
 }
+
+// TestStreamHalf: pipes have their half of what a relay passes on, also where packets come all
+// the time; who is alone has all of it.
+func TestStreamHalf(t *testing.T) {
+	const rate = 1 << 20
+	for _, both := range []bool{true, false} {
+		s := NewServer(ServerConfig{Rate: rate})
+		now := time.Now()
+		got := [2]int{}
+		for i := range 10 * 1000 { // ten seconds
+			now = now.Add(time.Millisecond)
+			for range 3 { // three times as much as may be
+				if s.allow(now, byUDX, 1200) {
+					got[byUDX] += 1200
+				}
+			}
+			if both && i%10 == 0 && s.allow(now, byTCP, pipeBuffer) {
+				got[byTCP] += pipeBuffer
+			}
+		}
+		s.Close()
+		want := [2]int{byUDX: 10 * rate}
+		if both {
+			want = [2]int{5 * rate, 5 * rate}
+		}
+		for kind, n := range got {
+			if n < want[kind]*9/10 || n > want[kind]*11/10+int(burst(rate)) {
+				t.Errorf("both %v, kind %d: %d bytes, want %d", both, kind, n, want[kind])
+			}
+		}
+	}
+}
