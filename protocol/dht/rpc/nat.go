@@ -88,8 +88,11 @@ func (n *Node) sample(by netip.Addr, a netip.AddrPort) {
 	}
 	n.samples.add(by, a, time.Now())
 	is := n.samples.verdict()
-	if !is.IsValid() || is == n.known || n.open && len(n.samples.votes) < minVotes {
+	if !is.IsValid() || is == n.known {
 		return
+	}
+	if n.open && len(n.samples.votes) < minVotes && time.Since(n.openSince) < voteTime {
+		return // a small network may have no more
 	}
 	was := n.known
 	if n.open && is == netip.AddrPortFrom(was.Addr(), 0) {
