@@ -83,7 +83,7 @@ func TestDownHint(t *testing.T) {
 		s := sells(t, &restricted)
 		defer s.close(s.buyer, s.seller)
 		dead := netip.MustParseAddrPort("66.6.200.1:1000")
-		var hints []netip.AddrPort
+		hints := make(chan netip.AddrPort, 100)
 		r := s.rogue(near(s.target), wan)
 		r.asks = func(q packet.Request, from netip.AddrPort) *packet.Response {
 			switch {
@@ -92,7 +92,7 @@ func TestDownHint(t *testing.T) {
 				if err != nil {
 					t.Error(err)
 				}
-				hints = append(hints, a)
+				hints <- a
 			case q.Target == s.target:
 				return &packet.Response{Closer: []netip.AddrPort{dead}}
 			}
@@ -104,14 +104,18 @@ func TestDownHint(t *testing.T) {
 			r.hail(a)
 		}
 		time.Sleep(time.Minute)
-		hints = nil
+		for len(hints) > 0 {
+			<-hints
+		}
 		if _, err := s.buyer.RPC().Query(t.Context(), rpc.Query{Target: s.target, Command: packet.FindPeer, Seeds: []netip.AddrPort{r.addr}}); err != nil {
 			t.Error(err)
 		}
 		time.Sleep(10 * time.Second)
 		stop()
-		if len(hints) != 1 || hints[0] != dead {
-			t.Errorf("%v", hints)
+		if n := len(hints); n != 1 {
+			t.Errorf("%d hints", n)
+		} else if a := <-hints; a != dead {
+			t.Error(a)
 		}
 	})
 }
@@ -126,14 +130,14 @@ func TestOpenClient(t *testing.T) {
 		hello, ours := greet(t, 100, public(key(1)), packet.Payload{UDX: true, Stream: true, StreamID: 5, Firewall: packet.Open})
 		answers := make(chan []byte, 10)
 		r := s.rogue(near(s.target), wan)
-		var seller netip.AddrPort
+		sellers := make(chan netip.AddrPort, 100)
 		r.asks = func(q packet.Request, from netip.AddrPort) *packet.Response {
 			switch {
 			case q.Target != s.target:
 			case q.Command == packet.FindPeer:
 				return &packet.Response{Flags: packet.HasToken}
 			case q.Command == packet.Announce:
-				seller = from
+				sellers <- from
 			case q.Command == packet.PeerHandshake:
 				if h, err := packet.ParseHandshake(q.Value); err == nil && h.Mode == packet.FromServer {
 					answers <- slices.Clone(h.Noise)
@@ -147,9 +151,10 @@ func TestOpenClient(t *testing.T) {
 			a, _ := x.Address()
 			r.hail(a)
 		}
-		for s.l.Announce(); !seller.IsValid(); s.l.Announce() {
+		for s.l.Announce(); len(sellers) == 0; s.l.Announce() {
 			time.Sleep(time.Minute)
 		}
+		seller := <-sellers
 		h := packet.Handshake{Mode: packet.FromRelay, Noise: hello, Peer: netip.MustParseAddrPort("20.1.1.1:5")}
 		r.request(seller, packet.PeerHandshake, s.target, 7, h.Append(nil))
 		time.Sleep(time.Second)

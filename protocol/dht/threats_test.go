@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -492,13 +493,13 @@ func TestMoreRelaysLie(t *testing.T) {
 			all = append(all, l)
 		}
 		k := public(key(10))
-		n, lied := 0, make([]bool, offers)
+		var n atomic.Int64
+		lied := make([]bool, offers)
 		var liars []netip.AddrPort
 		for _, at := range closest(packet.Target(k[:]), 2) {
 			r := w.rogue(at, simnet.Link{Delay: time.Millisecond})
 			r.asks = func(q packet.Request, from netip.AddrPort) *packet.Response {
-				n++
-				a := &packet.Response{To: netip.AddrPortFrom(from.Addr(), uint16(2000+n%60000))}
+				a := &packet.Response{To: netip.AddrPortFrom(from.Addr(), uint16(2000+n.Add(1)%60000))}
 				if q.Command == packet.FindPeer {
 					a.Flags = packet.HasToken
 				}
@@ -512,7 +513,7 @@ func TestMoreRelaysLie(t *testing.T) {
 			}
 		}
 		time.Sleep(45 * time.Minute) // until the relays are looked for again
-		said := n
+		said := n.Load()
 		at, times := make([]time.Time, offers), make([]int, offers)
 		closed := 0
 		before := seller.RPC().Traffic()
@@ -532,8 +533,8 @@ func TestMoreRelaysLie(t *testing.T) {
 		}
 		after := seller.RPC().Traffic()
 		day := float64(after.SentBytes+after.ReceivedBytes-before.SentBytes-before.ReceivedBytes) / 1e6 * 24
-		t.Logf("announced %v times in an hour, %.1f MB a day, %d lies", times, day, n-said)
-		if n-said < 100 {
+		t.Logf("announced %v times in an hour, %.1f MB a day, %d lies", times, day, n.Load()-said)
+		if n.Load()-said < 100 {
 			t.Error("the liars are hardly asked")
 		}
 		if closed > 0 {
