@@ -79,21 +79,38 @@ const (
 	askTime = time.Second
 	// sockets is how many are tried until one has a verdict.
 	sockets = 3
+	// fewTime is for how long others are looked for, every fewWait, where too few are known or
+	// none answers: the network may have come back just now.
+	fewTime = 5 * time.Second
+	fewWait = 100 * time.Millisecond
 )
 
 // analyze asks nodes where they see the socket, until there is a verdict.
 func (p *Puncher) analyze(ctx context.Context) {
 	defer close(p.analyzed)
-	for range sockets {
+	late := time.Now().Add(fewTime)
+	for tried := 0; tried < sockets; {
 		p.mu.Lock()
 		sock := p.sock
 		p.mu.Unlock()
-		if p.sampleAll(ctx, sock); ctx.Err() != nil {
+		asked := p.sampleAll(ctx, sock)
+		if ctx.Err() != nil {
 			return
 		}
 		p.mu.Lock()
 		kind, _ := p.seen.verdict()
-		again := kind == packet.Unknown && !p.frozen && !p.closed && len(p.seen) > 0
+		again := kind == packet.Unknown && !p.frozen && !p.closed
+		if few := asked < askNodes || len(p.seen) == 0; again && few && time.Now().Before(late) {
+			p.seen = nil
+			p.mu.Unlock()
+			select {
+			case <-time.After(fewWait):
+			case <-ctx.Done():
+			}
+			continue
+		}
+		tried++
+		again = again && len(p.seen) > 0
 		if again { // perhaps another socket does better
 			if s, err := p.cfg.NewSocket(p.datagram); err == nil {
 				p.all = append(p.all, s)
@@ -109,9 +126,9 @@ func (p *Puncher) analyze(ctx context.Context) {
 	}
 }
 
-// sampleAll asks some nodes, and returns when they answered or had the time to, or three
+// sampleAll asks some nodes, and returns how many when they answered or had the time to, or three
 // agree.
-func (p *Puncher) sampleAll(ctx context.Context, sock *udx.Socket) {
+func (p *Puncher) sampleAll(ctx context.Context, sock *udx.Socket) int {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	ctx, cancel := context.WithTimeout(ctx, askTime)
@@ -134,9 +151,10 @@ func (p *Puncher) sampleAll(ctx context.Context, sock *udx.Socket) {
 		kind, _ := p.seen.verdict()
 		p.mu.Unlock()
 		if kind == packet.Consistent {
-			return
+			break
 		}
 	}
+	return len(nodes)
 }
 
 // Sample takes where somebody saw the socket that the puncher uses.
