@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/ed25519"
+	crand "crypto/rand"
 	"encoding/hex"
 	"encoding/json"
 	"flag"
@@ -21,6 +22,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"filippo.io/edwards25519"
 
 	"dazaar-edge/feed/merkle"
 	"dazaar-edge/market/archive"
@@ -286,11 +289,13 @@ var unauthorised = flag.Int("unauthorised", 1500, "how many buyers without a rig
 
 var quiet = flag.Bool("quiet", false, "nothing else runs on this machine: hold to the budget of CPU itself")
 
-// TestStrangersCost measures what a stranger costs the seller, above what the
+// TestStrangersCost measures what a stranger costs the seller, beside what the
 // kernel takes for the same connections: a process that only accepts and resets,
-// and one that exchanges as many bytes, are measured beside it.
+// one that exchanges as many bytes, and one that also does the multiplications which
+// no handshake can do without. The last is what the seller is held to, as all of it
+// takes longer on a slower or a busy machine.
 func TestStrangersCost(t *testing.T) {
-	shop, bare := startShop(t, "1"), startShop(t, "bare")
+	shop, bare, keys := startShop(t, "1"), startShop(t, "bare"), startShop(t, "keys")
 	refusals := func(o *otherShop) (each time.Duration, n uint64) {
 		before := o.report("")
 		flood(before, 5000, 2000, nearby)
@@ -321,8 +326,8 @@ func TestStrangersCost(t *testing.T) {
 		t.Errorf("%d were refused", n)
 	}
 	t.Logf("one that is refused costs %v, of which the kernel takes %v", refused, floor)
-	if d := refused - floor; d > 20*time.Microsecond {
-		t.Errorf("one that is refused costs %v more than a bare refusal", d)
+	if float64(refused) > 1.75*float64(floor) {
+		t.Errorf("one that is refused costs %v, a bare refusal %v", refused, floor)
 	}
 	time.Sleep(3 * time.Second) // the common bucket fills
 	mixed, n := handshakes(shop, (*stranger).come)
@@ -330,27 +335,30 @@ func TestStrangersCost(t *testing.T) {
 		t.Errorf("%d were admitted", n)
 	}
 	var more []time.Duration
+	var times []float64
 	for range 3 {
 		whole, _ := handshakes(shop, func(s *stranger) { s.with(s.handshake) })
 		floor, _ := handshakes(bare, func(s *stranger) { s.with(exchange) })
-		more = append(more, whole-floor)
-		t.Logf("one that shakes hands to the end and asks for blocks costs %v, of which an exchange without cryptography takes %v", whole, floor)
+		least, _ := handshakes(keys, func(s *stranger) { s.with(exchange) })
+		more, times = append(more, whole-floor), append(times, float64(whole)/float64(least))
+		t.Logf("one that shakes hands to the end and asks for blocks costs %v; an exchange without cryptography takes %v, with multiplications alone %v", whole, floor, least)
 	}
 	slices.Sort(more)
-	t.Logf("one that is admitted costs %v, those of all kinds mixed; the dearest kind %v above a bare exchange", mixed, more[1])
-	limit := 600 * time.Microsecond
-	if !*quiet { // other tests share cores and caches: a median of 0.7 ms was seen
-		limit = 900 * time.Microsecond
-	}
-	if more[1] > limit {
+	slices.Sort(times)
+	t.Logf("one that is admitted costs %v, those of all kinds mixed; the dearest kind %v above a bare exchange, %.2f of one that only multiplies", mixed, more[1], times[1])
+	if *quiet && more[1] > 600*time.Microsecond {
 		t.Errorf("one that is admitted costs %v more than a bare exchange", more[1])
+	}
+	if times[1] > 2.5 {
+		t.Errorf("one that is admitted costs %.2f of one that only multiplies", times[1])
 	}
 }
 
 // TestBareProcess is no test either: it takes connections as a shop does, and
 // does nothing.
 func TestBareProcess(t *testing.T) {
-	if os.Getenv("EDGE_SHOP") != "bare" {
+	kind := os.Getenv("EDGE_SHOP")
+	if kind != "bare" && kind != "keys" {
 		t.Skip("it runs for other tests only")
 	}
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -373,9 +381,12 @@ func TestBareProcess(t *testing.T) {
 			admitted.Add(1)
 			go func() {
 				defer c.Close()
-				for _, n := range []int{35, 126} {
+				for i, n := range []int{35, 126} {
 					if _, err := io.ReadFull(c, make([]byte, n)); err != nil {
 						return
+					}
+					if kind == "keys" {
+						multiply(3 - 2*i)
 					}
 					c.Write(make([]byte, 99)) //nolint:errcheck // the other side may have left
 				}
@@ -388,6 +399,26 @@ func TestBareProcess(t *testing.T) {
 		r.Stats.Strangers.Refused, r.Stats.Strangers.Admitted = refused.Load(), admitted.Load()
 		return r
 	})
+}
+
+// multiply does what n steps with keys of a handshake cannot do without: the first makes
+// a key pair, the others are multiplications with a peer's key. A responder of Noise XX
+// has four.
+func multiply(n int) {
+	var wide [64]byte
+	crand.Read(wide[:])
+	s, err := edwards25519.NewScalar().SetUniformBytes(wide[:])
+	if err != nil {
+		panic(err)
+	}
+	p := edwards25519.NewGeneratorPoint()
+	if n > 1 {
+		p.ScalarBaseMult(s)
+		n--
+	}
+	for range n {
+		p.ScalarMult(s, p)
+	}
 }
 
 // exchange sends and reads what a handshake does, without its meaning.
