@@ -361,3 +361,40 @@ func TestFlood(t *testing.T) {
 		})
 	}
 }
+
+// TestToldFirst: who asks for the length that it was told of, and gets a longer one as the
+// log grew meanwhile, is told of that first. A stock buyer that is not may never say how
+// long its log is, and waits for ever.
+func TestToldFirst(t *testing.T) {
+	m := newMemory(1)
+	m.append(testBlocks(0, 10, 50)...)
+	s := meet(t, m, blocks{m}, &Uplink{}, 0, nil)
+	var told, got uint64
+	s.on = func(typ uint64, b []byte) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		switch typ {
+		case message.TypeSync:
+			x, _, err := message.ParseSync(b)
+			if err != nil {
+				t.Error(err)
+			}
+			told = x.Length
+		case message.TypeData:
+			x, _, err := message.ParseData(b)
+			if err != nil {
+				t.Error(err)
+			}
+			if got = x.Proof.Upgrade.Start + x.Proof.Upgrade.Length; got+uint64(len(x.Proof.Upgrade.Additional)) <= 10 || told < 11 {
+				t.Errorf("data up to %d with %d more, told of %d", got, len(x.Proof.Upgrade.Additional), told)
+			}
+		}
+		s.cond.Broadcast()
+	}
+	s.sync(0, 0)
+	s.wait(func() bool { return told == 10 })
+	m.append(testBlock(10, 50))
+	r := message.Request{ID: 1, Request: merkle.Request{Upgrade: &merkle.UpgradeRequest{Length: 10}}}
+	s.send(message.TypeRequest, r.Append(nil))
+	s.wait(func() bool { return got > 0 })
+}
