@@ -159,6 +159,43 @@ func TestMovesWhileSending(t *testing.T) {
 	}
 }
 
+// TestMovesAlone: one end leaves a junction, and the other one does not read, by which it
+// would follow: what it writes comes all the same.
+func TestMovesAlone(t *testing.T) {
+	for i := range 8 {
+		link := simnet.Link{Delay: 10 * time.Millisecond, Rate: 2 << 20, Queue: 64 << 10, Loss: float64(i%2) / 100}
+		connected(t, link, link, udx.StreamConfig{}, func(t *testing.T, p *pair) {
+			c := newPeer(t, p.net.Public().Host("1.0.0.3", simnet.Link{}), 3)
+			defer c.close()
+			x, y := p.a.stream(t, udx.StreamConfig{MaxWindow: 1 << 20}), p.b.stream(t, udx.StreamConfig{MaxWindow: 1 << 20})
+			at := func(p *peer) func() netip.Addr { return p.sock.LocalAddr().Addr }
+			j, err := c.ep.Join(udx.JunctionConfig{IDs: [2]uint32{x.ID(), y.ID()}, Host: [2]func() netip.Addr{at(p.a), at(p.b)}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer j.Close()
+			x.Direct(y.ID())
+			y.Direct(x.ID())
+			if err := errors.Join(x.Bind(p.a.sock, c.sock.LocalAddr(), j.ID(0)), y.Bind(p.b.sock, c.sock.LocalAddr(), j.ID(1))); err != nil {
+				t.Fatal(err)
+			}
+			x.Heartbeat() // the junction hears where both are
+			y.Heartbeat()
+			time.Sleep(time.Duration(i) * 50 * time.Millisecond)
+			if _, err := x.Write([]byte("unread")); err != nil {
+				t.Fatal(err)
+			}
+			time.AfterFunc(time.Duration(i)*30*time.Millisecond, func() { x.Move(p.a.sock, p.b.sock.LocalAddr(), y.ID()) })
+			if took := send(t, y, x, data(1<<20)); took > 3*time.Second {
+				t.Errorf("%d: it took %v", i, took)
+			}
+			if _, at := y.Way(); at != c.sock.LocalAddr() {
+				t.Errorf("%d: it followed, to %v", i, at)
+			}
+		})
+	}
+}
+
 // TestNeverThrough: a stream whose packets do not pass ends, though the other side is heard.
 func TestNeverThrough(t *testing.T) {
 	link := simnet.Link{Delay: 10 * time.Millisecond}

@@ -248,12 +248,12 @@ func (s *Stream) packet(sock *Socket, from netip.AddrPort, b []byte) {
 		s.ackDue = true
 		taken := s.take(h, payload, s.closing)
 		if !known && s.path.sock != nil { // else who has moved sends the same again and again
-			s.control(path{sock, from, s.peerID()}, 0)
+			s.control(s.back(sock, from), 0)
 		}
 		if taken && len(payload) > 0 {
 			s.candidate = candidate{}
 			if s.path.sock != nil && !known && !s.left.is(sock, from) {
-				s.candidate = candidate{path{sock, from, s.peerID()}, s.taken - int64(len(payload))}
+				s.candidate = candidate{s.back(sock, from), s.taken - int64(len(payload))}
 			}
 		}
 		if s.in.n > 0 || s.ended {
@@ -265,7 +265,7 @@ func (s *Stream) packet(sock *Socket, from netip.AddrPort, b []byte) {
 	case h.flags&flagHeartbeat != 0:
 		s.ackDue = s.ackDue || known
 		if !known && s.path.sock != nil {
-			s.control(path{sock, from, s.peerID()}, 0)
+			s.control(s.back(sock, from), 0)
 		}
 	}
 }
@@ -285,6 +285,15 @@ func (s *Stream) peerID() uint32 {
 		return s.direct
 	}
 	return s.path.id
+}
+
+// back returns the way to where a packet came from: the junction that it has left may still
+// be the other side's way, on which it waits for acknowledgements.
+func (s *Stream) back(sock *Socket, from netip.AddrPort) path {
+	if s.left.is(sock, from) {
+		return s.left
+	}
+	return path{sock, from, s.peerID()}
 }
 
 // Way returns the socket and the address that the stream is bound to.
