@@ -1,5 +1,7 @@
 GO       ?= go
 FUZZTIME ?= 10s
+# A package may take long on a slow machine.
+TEST     := $(GO) test -timeout 40m
 # Nothing here speaks HTTP/2: without it the binary is half a megabyte smaller.
 TAGS     := nethttpomithttp2
 VERSION  ?= $(shell git describe --always --dirty 2>/dev/null || echo dev)
@@ -11,18 +13,18 @@ build:
 
 # Everything in-process; needs Go alone.
 test:
-	$(GO) test ./...
+	$(TEST) ./...
 
 race:
-	$(GO) test -race ./storage -crashpoints 500
-	$(GO) test -race ./feed -crashpoints 500 -kills 5 -skip TestYears
-	$(GO) test -race ./protocol/replicate -schedules 150
-	$(GO) test -race ./market -short -skip 'Strangers|Memory' -unauthorised 200
-	$(GO) test -race ./market/archive ./market/card ./market/proof ./market/device ./market/purse ./market/rows
-	$(GO) test -race ./payment/cashier -sequences 1000
-	$(GO) test -race $$($(GO) list ./payment/... | grep -v /cashier$$) ./monitor ./protocol/bucket
-	$(GO) test -race ./protocol/udx ./protocol/dht/... ./protocol/relay ./protocol/punch ./protocol/simnet ./market/client
-	$(GO) test -race ./sensors/... ./configs ./protocol/noise ./protocol/secretstream ./protocol/mux ./protocol/dazaar
+	$(TEST) -race ./storage -crashpoints 500
+	$(TEST) -race ./feed -crashpoints 500 -kills 5 -skip TestYears
+	$(TEST) -race ./protocol/replicate -schedules 150
+	$(TEST) -race ./market -short -skip 'Strangers|Memory' -unauthorised 200
+	$(TEST) -race ./market/archive ./market/card ./market/proof ./market/device ./market/purse ./market/rows
+	$(TEST) -race ./payment/cashier -sequences 1000
+	$(TEST) -race $$($(GO) list ./payment/... | grep -v /cashier$$) ./monitor ./protocol/bucket
+	$(TEST) -race ./protocol/udx ./protocol/dht/... ./protocol/relay ./protocol/punch ./protocol/simnet ./market/client
+	$(TEST) -race ./sensors/... ./configs ./protocol/noise ./protocol/secretstream ./protocol/mux ./protocol/dazaar
 
 # Stock npm peers, pinned, in both directions; make deps installs them.
 interop:
@@ -32,8 +34,8 @@ interop:
 # The real binary: on the real file system, killed, damaged, moved, repaired; with
 # mosquitto; behind real routers; on an emulated ARM board whose power is cut. As root; installs what it needs.
 e2e:
-	$(GO) test ./cmd/edge -count 1
-	$(GO) test ./feed -run 'TestKill' -count 1 -v
+	$(TEST) ./cmd/edge -count 1
+	$(TEST) ./feed -run 'TestKill' -count 1 -v
 	command -v mosquitto >/dev/null || { apt-get -qq update && apt-get -qq install -y --no-install-recommends mosquitto; }
 	$(GO) test -tags e2e ./test/broker -count 1 -v
 	test/nat/run ci

@@ -129,13 +129,13 @@ func TestInvoiceFlood(t *testing.T) {
 	if limit := int64(invoicesBurst+2) + int64(floodTime.Seconds()*invoicesPerSecond) + bought; theirs > limit {
 		t.Errorf("%d invoices were made, at most %d should be", theirs, limit)
 	}
-	if slowest > 2*time.Second {
+	if slowest > 10*time.Second {
 		t.Errorf("the buyer waited %v", slowest)
 	}
 	if grown > 8 {
 		t.Errorf("the heap grew by %.1f MiB", grown)
 	}
-	if float64(asked.Load()) < 500*floodTime.Seconds() {
+	if float64(asked.Load()) < 100*floodTime.Seconds() {
 		t.Errorf("only %d requests were sent", asked.Load())
 	}
 }

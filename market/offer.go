@@ -295,7 +295,9 @@ func (o *Offer) accept(l Listener) {
 			return
 		}
 		if len(o.all)-len(o.buyers) >= maxStrangers {
-			o.idlest().mux.Close()
+			old := o.idlest()
+			delete(o.all, old) // at once: the next one needs another's place
+			old.mux.Close()
 		}
 		o.all[s] = true
 		o.wg.Add(1)
@@ -391,7 +393,7 @@ func (o *Offer) claim(s *session) (old *session, ok bool) {
 	defer o.mu.Unlock()
 	old = o.buyers[s.buyer]
 	switch {
-	case o.closed:
+	case o.closed, !o.all[s]:
 		return nil, false
 	case old == s:
 		return nil, true

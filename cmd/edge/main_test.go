@@ -66,13 +66,18 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// sleep-until-blocks DIR N waits until the logs in DIR have N blocks.
+// sleep-until-blocks DIR N waits until the logs in DIR have N blocks, or with +N so many more
+// than at first.
 func untilBlocks(ts *testscript.TestScript, _ bool, args []string) {
-	want, err := strconv.ParseUint(args[1], 10, 64)
+	number, more := strings.CutPrefix(args[1], "+")
+	want, err := strconv.ParseUint(number, 10, 64)
 	ts.Check(err)
 	deadline := time.Now().Add(60 * time.Second)
 	for {
 		out, err := verifyDir(ts.MkAbs(args[0]))
+		if err == nil && len(out.Logs) > 0 && more {
+			want, more = want+out.Logs[0].Length, false
+		}
 		if err == nil && len(out.Logs) > 0 && out.Logs[0].Length >= want {
 			return
 		}

@@ -116,7 +116,8 @@ type Times struct {
 	// Arrive is how long what was paid for may be on its way, when the seller says that it
 	// is used up.
 	Arrive time.Duration
-	// Again is how long one who follows waits when there is no invoice.
+	// Again is how long one who follows, or bought something already, waits when there is no
+	// invoice.
 	Again time.Duration
 }
 

@@ -26,6 +26,8 @@ const (
 	lateTime = time.Minute
 	// mostAgain is how long at most, after payments that failed.
 	mostAgain = 5 * time.Minute
+	// calmTime is how long one who does not follow is put off, after it bought something.
+	calmTime = time.Minute
 	// settleTime is how long the seller may take to see a payment of before.
 	settleTime = 3 * time.Second
 )
@@ -51,6 +53,7 @@ type purchase struct {
 	rises    uint64        // how often it said of a payment that it arrived
 	last     uint64        // last id
 	again    time.Time     // when to ask again, after a refusal
+	refused  time.Time     // since when there is no invoice
 	need     bool          // nothing comes without a payment
 	mark     uint64        // how far what comes must reach before more is paid; 0 is anywhere
 	forks    uint64        // that had been when it was set
@@ -197,7 +200,11 @@ func (c *Client) invoiced(v *visit, x dazaar.Invoice) error {
 		case dazaar.CodeRevoked, dazaar.CodeTerms:
 			return fmt.Errorf("%w: no invoice: %s: %q", ErrRefused, x.Code, x.Error)
 		case dazaar.CodeUnpayable, dazaar.CodeBusy, dazaar.CodeChargeLimit:
-			if c.cfg.Follow {
+			if b.refused.IsZero() {
+				b.refused = time.Now()
+			}
+			// Who buys much in small steps may be faster than invoices are made.
+			if c.cfg.Follow || x.Code != dazaar.CodeUnpayable && b.rises > 0 && time.Since(b.refused) < calmTime {
 				c.log.Warn("the seller has no invoice; asking again", "in", c.cfg.Times.Again, "error", err)
 				b.again = time.Now().Add(c.cfg.Times.Again)
 				return nil
@@ -212,6 +219,7 @@ func (c *Client) invoiced(v *visit, x dazaar.Invoice) error {
 	if err := c.check(x, b.msat, time.Now()); err != nil {
 		return fmt.Errorf("%w: the seller's invoice: %w", ErrInvoice, err)
 	}
+	b.refused = time.Time{}
 	r := purse.Receipt{
 		Seller: c.cfg.Seller, Buyer: jcs.Hex32(c.cfg.Archive.Key()[32:]), Invoice: x, Msat: b.msat, Fee: c.cfg.Budget.MaxFee(c.purse, b.msat, time.Now()), At: time.Now(), Cursor: c.progress(), Card: c.purse.Card(), Accepted: c.accepted,
 	}

