@@ -66,25 +66,20 @@ func (s *Seller) announce(b *mux.Batch, now time.Time) (next time.Time) {
 	}
 	idle := s.lastSync.Add(resync)
 	if s.syncNow || !idle.After(now) {
+		s.syncNow, s.lastSync = false, now
 		if s.requests.n == 0 {
 			s.blocks.Release()
 		}
 		if s.settling == nil {
 			s.ch.SetMaxMessage(0) // who was asked did not answer, nor will
 		}
-		s.produceSync(b, now)
+		b.End(s.sync().Append(b.Begin(message.TypeSync, 32)), 0)
 		idle = now.Add(resync)
 	}
 	if next.IsZero() || idle.Before(next) {
 		next = idle
 	}
 	return next
-}
-
-// produceSync says what was announced. mu is held.
-func (s *Seller) produceSync(b *mux.Batch, now time.Time) {
-	s.syncNow, s.lastSync = false, now
-	b.End(s.sync().Append(b.Begin(message.TypeSync, 32)), 0)
 }
 
 // tell announces what changed. mu is held.
@@ -150,9 +145,8 @@ func (s *Seller) serve(b *mux.Batch) bool {
 			// A stock buyer that gets more than it was told of first looks whether it
 			// could upgrade us, and if a sync comes while it looks it never says how long
 			// its log is now: both would wait for that for ever.
-			now := time.Now()
-			s.tell(b, now)
-			s.produceSync(b, now)
+			s.changed, s.nextTell = true, time.Time{}
+			s.announce(b, time.Now())
 		}
 	}
 	size := d.Size()
