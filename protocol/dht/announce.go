@@ -3,6 +3,7 @@ package dht
 import (
 	"context"
 	"maps"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"sync"
@@ -29,15 +30,12 @@ const (
 	announceNext  = 3 * time.Second
 	// suspectEvery is how often it is looked whether buyers answer.
 	suspectEvery = time.Second
-	// pingLeast and pingMost bound how often the relays hear of us, so that routers leave
-	// the way open: as often as the one before us needs.
-	pingLeast = 3 * time.Second
-	pingMost  = 25 * time.Second
-	pingFirst = 10 * time.Second
-	pingTries = 3
-	closeTime = 2 * time.Second
-	// closedTime is for how long it is remembered that the way was closed once.
-	closedTime = time.Hour
+	// busyEvery is how often one of the relays is asked where we are while buyers are served:
+	// when at least busyPackets were sent since.
+	busyEvery   = 3 * time.Second
+	busyPackets = 5
+	pingTries   = 3
+	closeTime   = 2 * time.Second
 )
 
 // announce keeps the key announced until the listener is closed.
@@ -154,12 +152,13 @@ func (l *Listener) stay() {
 	l.calm = false
 	end := time.NewTimer(announceEvery)
 	defer end.Stop()
-	every := n.pingEvery()
+	every := n.pace.Every()
 	t := time.NewTimer(every)
 	defer t.Stop()
 	look := time.NewTicker(suspectEvery)
 	defer look.Stop()
-	for asked := time.Now(); ; {
+	asked := time.Now()
+	for looked := asked; ; {
 		suspicious := false
 		select {
 		case <-end.C:
@@ -172,7 +171,11 @@ func (l *Listener) stay() {
 		case <-l.look:
 			suspicious = true
 		case <-look.C:
-			if suspicious = l.suspect(); !suspicious {
+			suspicious = l.suspect()
+			if !suspicious && time.Since(looked) >= busyEvery && l.busy() {
+				looked, suspicious = time.Now(), l.strays()
+			}
+			if !suspicious {
 				continue
 			}
 		case <-t.C:
@@ -180,14 +183,15 @@ func (l *Listener) stay() {
 		l.mu.Lock()
 		relays := slices.Clone(l.relays)
 		l.mu.Unlock()
-		if !suspicious && n.mayRest(asked, every) {
+		if !suspicious && n.pace.Rest(asked, every) {
 			for _, r := range relays {
 				n.rpc.Touch(r.Relay)
 			}
 			t.Reset(every)
 			continue
 		}
-		asked = time.Now()
+		quiet := time.Since(looked) >= every
+		asked, looked = time.Now(), time.Now()
 		var wg sync.WaitGroup
 		var mu sync.Mutex
 		alive := 0
@@ -211,7 +215,7 @@ func (l *Listener) stay() {
 		}
 		if len(moved) > 0 && l.doubts.Believe(time.Now(), moved, len(relays)) {
 			if len(moved) == len(relays) { // else some lie
-				n.pinged(every, false)
+				n.pace.Asked(every, false)
 				n.lookAll(l)
 			}
 			l.calm = alive == len(relays)
@@ -223,50 +227,36 @@ func (l *Listener) stay() {
 		if suspicious {
 			continue
 		}
-		n.pinged(every, true)
-		every = n.pingEvery()
+		if quiet {
+			n.pace.Asked(every, true)
+		}
+		every = n.pace.Every()
 		t.Reset(every)
 	}
 }
 
-// mayRest tells whether the relays of a listener, who asked them at a time, may hear a byte
-// that nobody answers, which keeps the way open, too: if others here have just asked theirs
-// where we are. Each asks every second time at least, whether its relays are still there.
-func (n *Node) mayRest(asked time.Time, every time.Duration) bool {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	now := time.Now()
-	if soon := every - every/8; now.Sub(asked) < every+soon && now.Sub(n.askedAt) < soon {
-		return true
+// busy tells whether much was sent to buyers since it was looked.
+func (l *Listener) busy() bool {
+	var sent uint64
+	l.mu.Lock()
+	for s := range l.streams {
+		sent += s.Stats().Sent
 	}
-	n.askedAt = now
-	return false
+	l.mu.Unlock()
+	much := sent >= l.sent+busyPackets
+	if much || sent < l.sent { // some are gone
+		l.sent = sent
+	}
+	return much
 }
 
-// pingEvery returns how often relays are pinged.
-func (n *Node) pingEvery() time.Duration {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.every
-}
-
-// pinged notes whether the way was still open after so much time: if so it may be longer
-// next time, if not it must be shorter, and never so long again.
-func (n *Node) pinged(after time.Duration, still bool) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	now := time.Now()
-	if still {
-		if now.Sub(n.closedAt) > closedTime {
-			n.everMost = 0 // the router may be another one
-		}
-		if n.everMost == 0 || after+after/4 < n.everMost {
-			n.every = max(n.every, min(after+after/4, pingMost))
-		}
-		return
-	}
-	n.everMost, n.closedAt = after, now
-	n.every = max(after/2, pingLeast)
+// strays tells whether one of the relays does not answer, or sees us elsewhere.
+func (l *Listener) strays() bool {
+	l.mu.Lock()
+	r := l.relays[rand.IntN(len(l.relays))]
+	l.mu.Unlock()
+	reply, err := l.n.rpc.Ask(l.ctx, rpc.Ask{To: r.Relay, Internal: true, Command: packet.Ping, Tries: 1})
+	return err != nil || reply.To != r.Peer && !l.doubts.Doubted(r.Relay)
 }
 
 // announceAll announces all keys again at once: others see the node at another address.

@@ -2,11 +2,13 @@ package dht_test
 
 import (
 	"context"
+	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"dazaar-edge/protocol/dht"
+	"dazaar-edge/protocol/relay"
 	"dazaar-edge/protocol/simnet"
 )
 
@@ -64,6 +66,60 @@ func cutOff(r *simnet.Router, d time.Duration) time.Duration {
 	time.Sleep(d)
 	r.SetLink(wan)
 	return d
+}
+
+// TestForgottenUnnoticed: the seller's router forgets its ways while a buyer is served by a
+// relay, of which nobody notices anything: who comes anew must reach it all the same.
+func TestForgottenUnnoticed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 8, 3)
+		sr := w.net.Public().Router("7.0.0.1", simnet.Symmetric, wan)
+		seller := w.node(sr.Inside().Host("192.168.1.10", lan), dht.Config{})
+		nodes := []*dht.Node{seller}
+		for range 2 {
+			nodes = append(nodes, w.node(w.net.Public().Router(fmt.Sprintf("8.0.0.%d", len(nodes)), simnet.Symmetric, wan).Inside().Host("192.168.1.20", lan), dht.Config{}))
+		}
+		defer time.Sleep(2 * time.Second) // for those who feed
+		defer func() { w.close(nodes...) }()
+		host := w.node(w.net.Public().Host("5.5.77.1", wan), dht.Config{Persistent: true})
+		nodes = append(nodes, host)
+		r, err := host.Relay(key(9), relay.ServerConfig{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for r.Announced().At.IsZero() {
+			time.Sleep(time.Second)
+		}
+		defer r.Close()
+		l, err := seller.Listen(dht.ListenConfig{Key: key(1), Relays: [][32]byte{public(key(9))}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		go feeds(l)
+		announced(t, l)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		got := make(chan time.Time, 10000)
+		go follow(ctx, nodes[1], got)
+		for i := range 7 {
+			// Later each time than who says again and again that we moved is not believed.
+			for end := time.Now().Add(11*time.Minute + time.Duration(i)*1300*time.Millisecond); time.Now().Before(end); {
+				<-got
+			}
+			sr.Reset()
+			begun := time.Now()
+			c, err := nodes[2].Dial(t.Context(), dht.DialConfig{Key: key(3), Remote: public(key(1))})
+			if took := time.Since(begun); err != nil || took > 4500*time.Millisecond {
+				t.Errorf("%d: it took %v: %v", i, took, err)
+			}
+			if err == nil {
+				c.Close()
+			}
+		}
+		cancel()
+		for range got { //nolint:revive // until it is over
+		}
+	})
 }
 
 // TestFaults: data comes again soon after what happens to networks.

@@ -53,6 +53,7 @@ type Listener struct {
 	doubts   doubt.Doubts  // of those who say that we moved; owned by the goroutine that announces
 	soughtAt time.Time     // when the relays were looked for; likewise
 	calm     bool          // it is announced anew only because it is time; likewise
+	sent     uint64        // packets to buyers when it was looked how many that are; likewise
 
 	mu       sync.Mutex
 	closed   bool // guarded by mu, like all below

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"dazaar-edge/protocol/bucket"
+	"dazaar-edge/protocol/dht/pace"
 	"dazaar-edge/protocol/dht/packet"
 	"dazaar-edge/protocol/dht/rpc"
 	"dazaar-edge/protocol/punch"
@@ -63,6 +64,7 @@ type Node struct {
 	links links
 	// throttle bounds attempts that guess ports.
 	throttle punch.Throttle
+	pace     pace.Pace
 	ctx      context.Context //nolint:containedctx // it ends what the node began
 	cancel   context.CancelFunc
 
@@ -71,10 +73,6 @@ type Node struct {
 	listeners map[packet.ID]*Listener     // by the hash of their keys
 	asking    *bucket.Keyed[netip.Prefix] // what networks may ask for that costs much
 	total     *bucket.Bucket              // what all of them may
-	every     time.Duration               // between pings of relays
-	everMost  time.Duration               // after so long the way was closed once; 0 is never
-	closedAt  time.Time                   // when that was
-	askedAt   time.Time                   // when a listener last asked its relays where we are
 	wg        sync.WaitGroup              // see spawn
 }
 
@@ -92,7 +90,7 @@ func New(cfg Config) (*Node, error) {
 	if cfg.Addresses == nil {
 		cfg.Addresses = addresses
 	}
-	n := &Node{cfg: cfg, log: cfg.Log, ep: udx.NewEndpoint(cfg.Rand), every: pingFirst, listeners: map[packet.ID]*Listener{}}
+	n := &Node{cfg: cfg, log: cfg.Log, ep: udx.NewEndpoint(cfg.Rand), listeners: map[packet.ID]*Listener{}}
 	n.asking, n.total = bucket.NewKeyed[netip.Prefix](askRate, askBurst), bucket.New(allRate, allBurst, time.Now())
 	n.store.init()
 	n.ctx, n.cancel = context.WithCancel(context.Background())

@@ -38,6 +38,7 @@ type session struct {
 	through  *packet.RelayThrough           // a blind relay
 	named    bool                           // by us
 	near     atomic.Pointer[netip.AddrPort] // where that is
+	proved   atomic.Pointer[netip.Addr]     // where the client has shown that it is
 
 	// Guarded by the listener's mu.
 	puncher *punch.Puncher
@@ -290,6 +291,8 @@ func (s *session) onPacket(sock *udx.Socket, from netip.AddrPort) {
 	}
 	if !s.stream.Bound() {
 		s.bind(sock, from)
+	} else if at := s.proved.Load(); at != nil && *at == from.Addr() {
+		s.stream.Trust(sock, from) // a stock client moves, and says so five seconds later
 	}
 }
 
@@ -419,6 +422,8 @@ func (s *session) round(w way, r packet.Round) {
 		out.Token = s.token(w.client.Addr())
 		if r.RemoteToken != nil && *r.RemoteToken == *out.Token {
 			p.Verify(w.client.Addr())
+			host := w.client.Addr()
+			s.proved.Store(&host)
 		}
 	}
 	p.Sample(w.in.Socket, w.in.To)

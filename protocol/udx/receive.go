@@ -168,7 +168,7 @@ func (s *Stream) control(to path, f flags) {
 	s.advertised = s.room()
 	h := header{flags: f, id: to.id, window: uint32(s.advertised), seq: s.next, ack: s.expect}
 	n := 0
-	if f&^flagHeartbeat == 0 && len(s.gaps) > 0 && (to == s.path || to == s.left) { // elsewhere nobody may have asked
+	if f&^flagHeartbeat == 0 && len(s.gaps) > 0 && (to == s.path || to == s.left || to == s.trusted) { // elsewhere nobody may have asked
 		h.flags |= flagSACK
 		// As many as fit the offset, so that what reads them finds their end.
 		n = min(len(s.gaps), maxBlocks)

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -160,16 +161,24 @@ func TestMovesWhileSending(t *testing.T) {
 }
 
 // TestMovesAlone: one end leaves a junction, and the other one does not read, by which it
-// would follow: what it writes comes all the same.
+// would follow: what it writes comes all the same. So it does where the one that left, as stock
+// peers, says nothing by the junction any more, if where it is is known.
 func TestMovesAlone(t *testing.T) {
-	for i := range 8 {
+	for i := range 16 {
+		silent := i >= 8
 		link := simnet.Link{Delay: 10 * time.Millisecond, Rate: 2 << 20, Queue: 64 << 10, Loss: float64(i%2) / 100}
 		connected(t, link, link, udx.StreamConfig{}, func(t *testing.T, p *pair) {
 			c := newPeer(t, p.net.Public().Host("1.0.0.3", simnet.Link{}), 3)
 			defer c.close()
 			x, y := p.a.stream(t, udx.StreamConfig{MaxWindow: 1 << 20}), p.b.stream(t, udx.StreamConfig{MaxWindow: 1 << 20})
-			at := func(p *peer) func() netip.Addr { return p.sock.LocalAddr().Addr }
-			j, err := c.ep.Join(udx.JunctionConfig{IDs: [2]uint32{x.ID(), y.ID()}, Host: [2]func() netip.Addr{at(p.a), at(p.b)}})
+			var gone atomic.Bool // the junction does not take what x says
+			host := [2]func() netip.Addr{func() netip.Addr {
+				if gone.Load() {
+					return netip.Addr{}
+				}
+				return p.a.sock.LocalAddr().Addr()
+			}, func() netip.Addr { return p.b.sock.LocalAddr().Addr() }}
+			j, err := c.ep.Join(udx.JunctionConfig{IDs: [2]uint32{x.ID(), y.ID()}, Host: host})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -181,11 +190,16 @@ func TestMovesAlone(t *testing.T) {
 			}
 			x.Heartbeat() // the junction hears where both are
 			y.Heartbeat()
-			time.Sleep(time.Duration(i) * 50 * time.Millisecond)
+			time.Sleep(time.Duration(i%8) * 50 * time.Millisecond)
 			if _, err := x.Write([]byte("unread")); err != nil {
 				t.Fatal(err)
 			}
-			time.AfterFunc(time.Duration(i)*30*time.Millisecond, func() { x.Move(p.a.sock, p.b.sock.LocalAddr(), y.ID()) })
+			time.AfterFunc(time.Duration(1+i%8)*30*time.Millisecond, func() {
+				if gone.Store(silent); silent {
+					y.Trust(p.b.sock, p.a.sock.LocalAddr())
+				}
+				x.Move(p.a.sock, p.b.sock.LocalAddr(), y.ID())
+			})
 			if took := send(t, y, x, data(1<<20)); took > 3*time.Second {
 				t.Errorf("%d: it took %v", i, took)
 			}

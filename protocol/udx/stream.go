@@ -51,6 +51,7 @@ type Stream struct {
 	direct    uint32 // see Direct
 	hasDirect bool
 	left      path  // the junction that it has left: what still comes from there is late
+	trusted   path  // see Trust
 	err       error // why it is over
 	timer     *time.Timer
 	alarm     int64  // when the timer fires; 0 never
@@ -167,6 +168,14 @@ func (s *Stream) Authenticated(n int64) {
 	}
 }
 
+// Trust says that the other side is at an address as well, as other messages have shown: what
+// it says from there of what arrived is believed, before the stream follows it there.
+func (s *Stream) Trust(sock *Socket, remote netip.AddrPort) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.trusted = path{sock, remote, s.peerID()}
+}
+
 // Probe sends a packet that the other side answers to where it came from, without moving:
 // the answer comes to OnPacket. Both ends must be of this package.
 func (s *Stream) Probe(sock *Socket, remote netip.AddrPort, id uint32) {
@@ -236,7 +245,7 @@ func (s *Stream) packet(sock *Socket, from netip.AddrPort, b []byte) {
 		}
 		return
 	}
-	if known || s.left.is(sock, from) { // from elsewhere anybody may say what arrived
+	if known || s.left.is(sock, from) || s.trusted.is(sock, from) { // from elsewhere anybody may say what arrived
 		s.acknowledged(h, blocks, now)
 	}
 	// Who sends the same again and again does not hear us.
