@@ -57,8 +57,12 @@ func New(open func() (i2c.BusCloser, error), address uint16) *Source {
 	return &Source{open: open, address: address}
 }
 
-// patience is how long a chip may take for a measurement: it needs some 10 ms.
-const patience = time.Second
+// patience is how long a chip may take for a measurement: it needs some 10 ms. On a busy
+// board this process may itself not run for as long: the chip is asked often times even so.
+const (
+	patience = time.Second
+	often    = 30
+)
 
 // errHangs says that a chip is busy for ever, as one seems to be on a bus whose data
 // line nobody pulls down. The driver would wait as long.
@@ -68,11 +72,15 @@ var errHangs = errors.New("it does not come to an end")
 type guard struct {
 	i2c.BusCloser
 	until time.Time
+	asked int
 }
+
+// renew begins anew to count.
+func (g *guard) renew() { g.until, g.asked = time.Now().Add(patience), 0 }
 
 // Tx implements i2c.Bus.
 func (g *guard) Tx(addr uint16, w, r []byte) error {
-	if time.Now().After(g.until) {
+	if g.asked++; g.asked > often && time.Now().After(g.until) {
 		return errHangs
 	}
 	return g.BusCloser.Tx(addr, w, r)
@@ -86,7 +94,8 @@ func (s *Source) connect() (err error) {
 	if err != nil {
 		return err
 	}
-	s.bus = &guard{bus, time.Now().Add(patience)}
+	s.bus = &guard{BusCloser: bus}
+	s.bus.renew()
 	if s.dev, err = bmxx80.NewI2C(s.bus, s.address, &bmxx80.DefaultOpts); err != nil {
 		err = errors.Join(err, s.drop())
 		return fmt.Errorf("%w at address 0x%s: %w", sensors.ErrGone, strconv.FormatUint(uint64(s.address), 16), err)
@@ -125,7 +134,7 @@ func (s *Source) Read(context.Context) ([]sensors.Reading, error) {
 		return nil, err
 	}
 	var env physic.Env
-	s.bus.until = time.Now().Add(patience)
+	s.bus.renew()
 	if err := s.dev.Sense(&env); err != nil {
 		return nil, errors.Join(fmt.Errorf("%w: %w", sensors.ErrGone, err), s.drop())
 	}
