@@ -326,7 +326,7 @@ func TestStrangersCost(t *testing.T) {
 		t.Errorf("%d were refused", n)
 	}
 	t.Logf("one that is refused costs %v, of which the kernel takes %v", refused, floor)
-	if float64(refused) > 1.75*float64(floor) {
+	if float64(refused) > 1.5*float64(floor) {
 		t.Errorf("one that is refused costs %v, a bare refusal %v", refused, floor)
 	}
 	time.Sleep(3 * time.Second) // the common bucket fills

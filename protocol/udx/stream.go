@@ -150,7 +150,7 @@ func (s *Stream) move(to path) {
 		s.left = s.path
 	}
 	s.path.sock.use(-1)
-	s.path = to
+	s.path, s.trusted = to, path{}
 	s.ackDue = true
 	s.sender.moved(s.ep.now())
 }

@@ -9,8 +9,8 @@ import (
 
 // Between questions, as routers allow.
 const (
-	Least = 3 * time.Second
-	Most  = 25 * time.Second
+	least = 3 * time.Second
+	slow  = 25 * time.Second
 	first = 10 * time.Second
 	// closedTime is for how long it is remembered that the way was closed once.
 	closedTime = time.Hour
@@ -62,10 +62,10 @@ func (p *Pace) Asked(after time.Duration, still bool) {
 			p.most = 0 // the router may be another one
 		}
 		if p.most == 0 || after+after/4 < p.most {
-			p.every = max(p.every, min(after+after/4, Most))
+			p.every = max(p.every, min(after+after/4, slow))
 		}
 		return
 	}
 	p.most, p.closedAt = after, now
-	p.every = max(after/2, Least)
+	p.every = max(after/2, least)
 }

@@ -17,39 +17,39 @@ func TestPace(t *testing.T) {
 		for range 10 {
 			p.Asked(p.Every(), true)
 		}
-		if p.Every() != Most {
+		if p.Every() != slow {
 			t.Error(p.Every())
 		}
-		p.Asked(Most, false)
+		p.Asked(slow, false)
 		for range 10 {
 			p.Asked(p.Every(), true)
 		}
-		if e := p.Every(); e >= Most || e < Most/2 {
+		if e := p.Every(); e >= slow || e < slow/2 {
 			t.Error(e)
 		}
 		for range 10 {
 			p.Asked(p.Every(), false)
 		}
-		if p.Every() != Least {
+		if p.Every() != least {
 			t.Error(p.Every())
 		}
 		time.Sleep(closedTime + 1)
 		for range 20 {
 			p.Asked(p.Every(), true)
 		}
-		if p.Every() != Most {
+		if p.Every() != slow {
 			t.Error(p.Every())
 		}
 		mine := time.Now()
-		time.Sleep(Most)
-		if p.Rest(mine, Most) {
+		time.Sleep(slow)
+		if p.Rest(mine, slow) {
 			t.Error("nobody has asked")
 		}
-		if !p.Rest(mine, Most) {
+		if !p.Rest(mine, slow) {
 			t.Error("somebody has just asked")
 		}
-		time.Sleep(Most)
-		if p.Rest(mine, Most) {
+		time.Sleep(slow)
+		if p.Rest(mine, slow) {
 			t.Error("it was long ago")
 		}
 	})
