@@ -15,7 +15,6 @@ import (
 	"os"
 	"os/exec"
 	"runtime/debug"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -320,10 +319,16 @@ func TestStrangersCost(t *testing.T) {
 		return (after.CPU - before.CPU) / time.Duration(n), n
 	}
 	flood(shop.report(""), 200, 2000, nearby) // the network's bucket is empty
-	refused, n := refusals(shop)
-	floor, _ := refusals(bare)
-	if n < 4500 {
-		t.Errorf("%d were refused", n)
+	const rounds = 3                          // of which the cheapest count: what else runs here only adds
+	refused, floor := time.Hour, time.Hour
+	for range rounds {
+		each, n := refusals(shop)
+		if n < 4500 {
+			t.Errorf("%d were refused", n)
+		}
+		refused = min(refused, each)
+		each, _ = refusals(bare)
+		floor = min(floor, each)
 	}
 	t.Logf("one that is refused costs %v, of which the kernel takes %v", refused, floor)
 	if float64(refused) > 1.5*float64(floor) {
@@ -334,23 +339,21 @@ func TestStrangersCost(t *testing.T) {
 	if n < 60 {
 		t.Errorf("%d were admitted", n)
 	}
-	var more []time.Duration
-	var times []float64
-	for range 3 {
-		whole, _ := handshakes(shop, func(s *stranger) { s.with(s.handshake) })
-		floor, _ := handshakes(bare, func(s *stranger) { s.with(exchange) })
-		least, _ := handshakes(keys, func(s *stranger) { s.with(exchange) })
-		more, times = append(more, whole-floor), append(times, float64(whole)/float64(least))
-		t.Logf("one that shakes hands to the end and asks for blocks costs %v; an exchange without cryptography takes %v, with multiplications alone %v", whole, floor, least)
+	whole, empty, least := time.Hour, time.Hour, time.Hour
+	for range rounds {
+		a, _ := handshakes(shop, func(s *stranger) { s.with(s.handshake) })
+		b, _ := handshakes(bare, func(s *stranger) { s.with(exchange) })
+		c, _ := handshakes(keys, func(s *stranger) { s.with(exchange) })
+		t.Logf("one that shakes hands to the end and asks for blocks costs %v; an exchange without cryptography takes %v, with multiplications alone %v", a, b, c)
+		whole, empty, least = min(whole, a), min(empty, b), min(least, c)
 	}
-	slices.Sort(more)
-	slices.Sort(times)
-	t.Logf("one that is admitted costs %v, those of all kinds mixed; the dearest kind %v above a bare exchange, %.2f of one that only multiplies", mixed, more[1], times[1])
-	if *quiet && more[1] > 600*time.Microsecond {
-		t.Errorf("one that is admitted costs %v more than a bare exchange", more[1])
+	more, times := whole-empty, float64(whole)/float64(least)
+	t.Logf("one that is admitted costs %v, those of all kinds mixed; the dearest kind %v above a bare exchange, %.2f of one that only multiplies", mixed, more, times)
+	if *quiet && more > 600*time.Microsecond {
+		t.Errorf("one that is admitted costs %v more than a bare exchange", more)
 	}
-	if times[1] > 2.5 {
-		t.Errorf("one that is admitted costs %.2f of one that only multiplies", times[1])
+	if times > 2.5 {
+		t.Errorf("one that is admitted costs %.2f of one that only multiplies", times)
 	}
 }
 
