@@ -141,50 +141,62 @@ func (n *network) connect(ctx context.Context) error {
 	return n.settled(ctx)
 }
 
-// settled waits until the nodes that run have their channels and know of all, and makes
-// payers forget what failed: they would avoid that way for an hour.
+// settled waits until the nodes that run have their channels and know of all, and then makes
+// payers forget what failed: they would avoid that way for a minute and more. None forgets
+// before all are there, as what is paid meanwhile fails, and is remembered.
 func (n *network) settled(ctx context.Context) error {
-	channels := map[string]int{"seller": 1, "router": 2, "buyer": 1}
+	if err := n.running(func(x *node) error {
+		return until(ctx, x.name+" is not connected", func() error { return x.connected(ctx) })
+	}); err != nil {
+		return err
+	}
+	return n.running(func(x *node) error {
+		return x.call(ctx, http.MethodPost, "/v2/router/mc/reset", map[string]any{}, nil)
+	})
+}
+
+// running does something with all nodes that run at once.
+func (n *network) running(f func(*node) error) error {
 	return n.each(func(x *node) error {
 		if !x.runs() {
 			return nil
 		}
-		err := until(ctx, x.name+" is not connected", func() error {
-			var info struct {
-				Active int  `json:"num_active_channels"`
-				Synced bool `json:"synced_to_chain"`
-			}
-			if err := x.call(ctx, http.MethodGet, "/v1/getinfo", nil, &info); err != nil {
-				return err
-			}
-			if info.Active != channels[x.name] || !info.Synced {
-				return fmt.Errorf("%d channels work, in step with the chain: %v", info.Active, info.Synced)
-			}
-			var graph struct {
-				Edges []struct {
-					One any `json:"node1_policy"`
-					Two any `json:"node2_policy"`
-				}
-			}
-			if err := x.call(ctx, http.MethodGet, "/v1/graph", nil, &graph); err != nil {
-				return err
-			}
-			known := 0
-			for _, e := range graph.Edges {
-				if e.One != nil && e.Two != nil {
-					known++
-				}
-			}
-			if known != 2 {
-				return fmt.Errorf("it knows %d channels", known)
-			}
-			return nil
-		})
-		if err != nil {
-			return err
-		}
-		return x.call(ctx, http.MethodPost, "/v2/router/mc/reset", map[string]any{}, nil)
+		return f(x)
 	})
+}
+
+// connected returns what a node does not have yet of its channels and of what it should know.
+func (x *node) connected(ctx context.Context) error {
+	channels := map[string]int{"seller": 1, "router": 2, "buyer": 1}
+	var info struct {
+		Active int  `json:"num_active_channels"`
+		Synced bool `json:"synced_to_chain"`
+	}
+	if err := x.call(ctx, http.MethodGet, "/v1/getinfo", nil, &info); err != nil {
+		return err
+	}
+	if info.Active != channels[x.name] || !info.Synced {
+		return fmt.Errorf("%d channels work, in step with the chain: %v", info.Active, info.Synced)
+	}
+	var graph struct {
+		Edges []struct {
+			One any `json:"node1_policy"`
+			Two any `json:"node2_policy"`
+		}
+	}
+	if err := x.call(ctx, http.MethodGet, "/v1/graph", nil, &graph); err != nil {
+		return err
+	}
+	known := 0
+	for _, e := range graph.Edges {
+		if e.One != nil && e.Two != nil {
+			known++
+		}
+	}
+	if known != 2 {
+		return fmt.Errorf("it knows %d channels", known)
+	}
+	return nil
 }
 
 // each does something with all nodes at once.
