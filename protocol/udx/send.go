@@ -2,6 +2,7 @@ package udx
 
 import (
 	"slices"
+	"time"
 )
 
 // sender is the half of a stream that goes out. It belongs to its stream's mu. Times are
@@ -51,6 +52,7 @@ type sender struct {
 	asked        int    // how often in a row
 
 	nextSend int64 // when the rate allows the next packet
+	paced    bool  // that is what is waited for
 	bbr      bbr
 
 	mtu     int // of packets, with the IP header
@@ -196,13 +198,23 @@ func (s *sender) ready() what {
 	return newData
 }
 
+// catchUp is how much of the time that it came too late a sender makes up for at most, of
+// which no more than half a round-trip time.
+const catchUp = 25 * int64(time.Millisecond)
+
 // pump sends what may be sent. mu is held.
 func (s *Stream) pump(now int64) {
 	if s.path.sock == nil || s.err != nil {
 		return
 	}
 	o := outbox{to: s.path}
-	s.nextSend = max(s.nextSend, now-2*quantum)
+	late := 2 * quantum
+	if s.paced {
+		// A busy machine wakes us late. If that were not made up for, we would send less than
+		// the rate, which is found by what was sent: it would sink to that of the timers.
+		late = max(late, min(s.bbr.minRTT/2, catchUp))
+	}
+	s.nextSend = max(s.nextSend, now-late)
 	for s.nextSend <= now {
 		what := s.ready()
 		if what == nothing {
@@ -211,6 +223,7 @@ func (s *Stream) pump(now int64) {
 		s.emit(&o, what, now)
 	}
 	o.flush()
+	s.paced = s.nextSend > now && s.ready() != nothing
 	if s.inFlight < s.bbr.window && s.missing.n == 0 && s.upTo == s.base+int64(s.out.n) {
 		s.limited = max(1, s.delivered+s.inFlight)
 	}
