@@ -185,7 +185,7 @@ func TestDay(t *testing.T) {
 		<-source.idle
 	}
 	settled := func() {
-		for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+		for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(time.Millisecond) {
 			source.mu.Lock()
 			n := len(source.open)
 			source.mu.Unlock()

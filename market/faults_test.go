@@ -55,7 +55,7 @@ func TestPaidWhileOff(t *testing.T) {
 		t.Fatal(err)
 	}
 	x.open()
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(time.Millisecond) {
 		if r, err := x.books.Row(row.Hash); err != nil || time.Now().After(deadline) {
 			t.Fatal("not credited", err)
 		} else if r.State == ledger.Settled {
@@ -133,7 +133,7 @@ func callWith(address string, seller [32]byte, key ed25519.PrivateKey, from net.
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
 	conn, err := secretstream.Client(ctx, raw, secretstream.Config{Pattern: noise.XX, Static: key, Remote: seller, MaxMessage: replicate.MaxMessage})
 	if err != nil {
@@ -152,7 +152,7 @@ func callWith(address string, seller [32]byte, key ed25519.PrivateKey, from net.
 // next returns the next message of a type.
 func next[T any](t *testing.T, c *caller) (v T) {
 	t.Helper()
-	timeout := time.After(10 * time.Second)
+	timeout := time.After(60 * time.Second)
 	for {
 		select {
 		case x := <-c.heard:
@@ -509,7 +509,7 @@ func TestLateFollower(t *testing.T) {
 	next[dazaar.Valid](t, c)
 	time.Sleep(50 * time.Millisecond) // the seller's open is there, and rejected
 	c.grab(feed, 0, 5)
-	for deadline := time.Now().Add(5 * time.Second); c.blocks.Load() < 5; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(60 * time.Second); c.blocks.Load() < 5; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("%d blocks", c.blocks.Load())
 		}

@@ -400,9 +400,8 @@ func (o *Offer) claim(s *session) (old *session, ok bool) {
 	case old != nil && time.Since(old.since) < o.replaceAfter && old.conn.Err() == nil && old.conn.HandshakeHash() != s.leaves:
 		return nil, false
 	case old == nil && len(o.buyers) >= o.cfg.Buyers:
-		// One whose credit has ended, or who tries, makes place for one who paid.
-		for _, x := range o.buyers {
-			if !s.trying.Load() && (x.paused.Load() || x.trying.Load() && (old == nil || !old.paused.Load())) {
+		for _, x := range o.buyers { // rather one whose credit has ended than one who tries
+			if s.pays() && !x.pays() && (old == nil || old.trying.Load()) {
 				old = x
 			}
 		}

@@ -32,7 +32,7 @@ func (s *shop) paths(n int) (addresses []string) {
 // serves waits until a buyer is served at an address.
 func (s *shop) serves(buyer [32]byte, address string) {
 	s.t.Helper()
-	for until := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+	for until := time.Now().Add(60 * time.Second); ; time.Sleep(time.Millisecond) {
 		s.offer.mu.Lock()
 		x := s.offer.buyers[buyer]
 		s.offer.mu.Unlock()

@@ -216,7 +216,17 @@ func (p *paper) Resume(at int64, mark string) error {
 func (p *paper) wait(n int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	over := false
+	defer time.AfterFunc(2*time.Minute, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		over = true
+		p.cond.Broadcast()
+	}).Stop()
 	for len(p.lines) < n {
+		if over {
+			panic(fmt.Sprintf("%d of %d blocks came in two minutes", len(p.lines), n))
+		}
 		p.cond.Wait()
 	}
 }

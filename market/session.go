@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -38,6 +37,7 @@ type session struct {
 	dry    atomic.Bool // the meter let a block not pass
 	paused atomic.Bool // its credit ended; set under mu
 	trying atomic.Bool // it has a trial, and paid nothing
+	spent  atomic.Bool // nothing was left when it came, but what it had paid for, and may have lost on the way
 	// refused is the block for which dry was set.
 	refused atomic.Pointer[refusal]
 	// restored: credit came back after the books were lost, and nothing was charged of it
@@ -208,13 +208,13 @@ func (s *session) proceed() error {
 	if !s.terms {
 		return s.ch.Invalid(dazaar.Invalid{Error: "accept the terms of use first", Code: dazaar.CodeTerms})
 	}
-	if s.sale != nil && s.sale.Dry() && !s.tries(l) {
-		st := s.sale.State()
-		return s.ch.Invalid(dazaar.Invalid{Error: "pay first: ask for an invoice", Code: dazaar.CodePaymentRequired, PaidMsat: strconv.FormatUint(st.Msat, 10)})
-	}
 	if s.sale != nil {
-		st := s.sale.State()
+		dry, st := s.sale.Dry() && !s.tries(l), s.sale.State()
+		if dry && len(st.Delivered) == 0 {
+			return s.charge()
+		}
 		s.trying.Store(!st.Begun)
+		s.spent.Store(dry) // it may not have all that it paid for
 	}
 	if err := s.sign(); err != nil {
 		return s.broken("terms", err)
@@ -223,7 +223,9 @@ func (s *session) proceed() error {
 		return s.broken("contract", err)
 	}
 	old, ok := s.o.claim(s)
-	if !ok {
+	if !ok && s.spent.Load() {
+		return s.charge()
+	} else if !ok {
 		s.refuse(dazaar.CodeBusy, "too many buyers, or a connection with this key is newer than 5 s: try again")
 		return nil
 	}
@@ -472,6 +474,7 @@ func (s *session) paid() {
 	s.dry.Store(false)
 	s.paused.Store(false)
 	s.trying.Store(false)
+	s.spent.Store(false)
 	s.ch.Valid(s.has()) //nolint:errcheck // the connection ends
 	if s.seller != nil {
 		s.seller.SetWindow(s.first(), 0)

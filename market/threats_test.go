@@ -206,7 +206,7 @@ func TestB7(t *testing.T) {
 // robs takes what a buyer bought with an invoice, as soon as it is there.
 func (x *till) robs(buyer [32]byte, request string) {
 	v, err := bolt11.Parse(request)
-	for deadline := time.Now().Add(20 * time.Second); err == nil && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(60 * time.Second); err == nil && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 		r, e := x.books.Row(v.Hash)
 		if e != nil || r.State != ledger.Settled {
 			continue

@@ -2,6 +2,7 @@ package market
 
 import (
 	"fmt"
+	"strconv"
 
 	"dazaar-edge/feed"
 	"dazaar-edge/payment/ledger"
@@ -35,6 +36,16 @@ func (g toll) Admit(i uint64, size int) bool {
 	g.s.o.poke()
 	return false
 }
+
+// charge says that nothing comes without a payment. mu is held.
+func (s *session) charge() error {
+	st := s.sale.State()
+	return s.ch.Invalid(dazaar.Invalid{Error: "pay first: ask for an invoice", Code: dazaar.CodePaymentRequired, PaidMsat: strconv.FormatUint(st.Msat, 10)})
+}
+
+// pays tells whether some of what the buyer paid is left, or nothing costs anything: who
+// does makes place for nobody, and others for it.
+func (s *session) pays() bool { return !s.trying.Load() && !s.paused.Load() && !s.spent.Load() }
 
 // describe says what is left on a meter, of the credit that was bought first; where
 // there is none, in the unit of today's price.
