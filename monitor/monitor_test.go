@@ -94,7 +94,7 @@ func (l *line) cut() {
 // until reads on to what is said of the topic, and where payload is not empty, to that.
 func until(t *testing.T, heard chan said, topic, payload string) said {
 	t.Helper()
-	for timeout := time.After(10 * time.Second); ; {
+	for timeout := time.After(60 * time.Second); ; {
 		select {
 		case x := <-heard:
 			if x.topic == topic && (payload == "" || x.payload == payload) {

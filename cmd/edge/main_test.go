@@ -166,7 +166,7 @@ func (s *said) String() string {
 
 // wait waits until it has said something.
 func (s *said) wait(ts *testscript.TestScript, text string) {
-	deadline := time.After(30 * time.Second)
+	deadline := time.After(60 * time.Second)
 	for {
 		s.mu.Lock()
 		if strings.Contains(s.b.String(), text) {
@@ -376,7 +376,7 @@ func bought(ts *testscript.TestScript, _ bool, args []string) {
 	seed, err := hex.DecodeString(strings.TrimSpace(ts.ReadFile(filepath.Join(args[1], "buyer.key"))))
 	ts.Check(err)
 	buyer := hex.EncodeToString(ed25519.NewKeyFromSeed(seed)[ed25519.SeedSize:])
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		ts.Check(ts.Exec("edge", "buyers", "-c", "edge.yaml", "--json"))
 		all, err := lines[buyerStatus]([]byte(ts.ReadFile("stdout")))
 		ts.Check(err)

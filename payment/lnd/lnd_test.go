@@ -354,7 +354,7 @@ func TestCursor(t *testing.T) {
 	}
 	got := make(chan [32]byte, 10)
 	go g.Watch(ctx, fmt.Sprintf("1000 %x", first), func(st payment.Status, _ string) error { got <- st.Hash; return nil }) //nolint:errcheck // ends with the test
-	for timeout := time.After(10 * time.Second); ; {
+	for timeout := time.After(60 * time.Second); ; {
 		want := pay()
 		select {
 		case <-timeout:

@@ -67,7 +67,7 @@ func listen(t *testing.T, h *hosted, n byte) *StreamListener {
 
 func reached(t *testing.T, l *StreamListener) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(60 * time.Second); ; time.Sleep(time.Millisecond) {
 		since, err := l.Reached()
 		if !since.IsZero() {
 			return
@@ -80,7 +80,7 @@ func reached(t *testing.T, l *StreamListener) {
 
 func dial(t *testing.T, h *hosted, from, to byte) (*secretstream.Conn, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()
 	return Dial(ctx, h.at, secretstream.Config{Pattern: noise.XX, Static: key(from), Remote: public(key(to))})
 }

@@ -106,7 +106,7 @@ func TestContract(t *testing.T) {
 			if n != 1 {
 				t.Error(n)
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(60 * time.Second):
 			t.Fatal("a reader sleeps")
 		}
 	}

@@ -74,7 +74,7 @@ func (h *house) say(topic, payload string, retain bool) {
 // unacknowledged waits until the broker has n messages on their way to the client.
 func (h *house) unacknowledged(n int) {
 	h.t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(time.Millisecond) {
 		got := -1
 		if c, ok := h.server.Clients.Get("edge-test"); ok {
 			got = c.State.Inflight.Len()
@@ -145,7 +145,7 @@ func (e *ear) next() sensors.Event {
 	select {
 	case x := <-e.events:
 		return x
-	case <-time.After(20 * time.Second):
+	case <-time.After(60 * time.Second):
 		e.t.Fatal("no message")
 	}
 	return sensors.Event{}
@@ -154,7 +154,7 @@ func (e *ear) next() sensors.Event {
 // subscribed waits until messages of a topic come.
 func (h *house) subscribed(filter string) {
 	h.t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); len(h.server.Topics.Subscribers(filter).Subscriptions) == 0; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(60 * time.Second); len(h.server.Topics.Subscribers(filter).Subscriptions) == 0; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			h.t.Fatal("nobody subscribed")
 		}
@@ -382,7 +382,7 @@ func TestAllowedLater(t *testing.T) {
 	go func() { done <- s.Stream(ctx, emit) }()
 	select {
 	case <-works:
-	case <-time.After(20 * time.Second):
+	case <-time.After(60 * time.Second):
 		t.Error("it does not say that it works")
 	}
 	cancel()
@@ -454,7 +454,7 @@ func TestBurst(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
 	seen, connections := map[any]bool{}, 0
 	err = s.Stream(ctx, func(x sensors.Event) {

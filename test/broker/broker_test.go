@@ -88,7 +88,7 @@ func (h *house) open() {
 	if err := h.broker.Start(); err != nil {
 		h.t.Fatalf("apt-get install mosquitto: %v", err)
 	}
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		c, err := net.Dial("tcp", "127.0.0.1:"+h.port)
 		if err == nil {
 			c.Close()
