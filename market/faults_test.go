@@ -214,8 +214,9 @@ func buyerKey(n int) ed25519.PrivateKey {
 }
 
 // TestUnauthorised: thousands of buyers without a right to anything: who paid nothing,
-// whose credit is used up, who is revoked, who shows another's feed, another's receipt
-// or acceptance, or replays. They get no block and no feed key. (-unauthorised N)
+// whose credit is used up and all it brought was sent twice, who is revoked, who shows
+// another's feed, another's receipt or acceptance, or replays. They get no block and no feed
+// key. (-unauthorised N)
 func TestUnauthorised(t *testing.T) {
 	x := newTill(t, func(l *Listing) { l.Card.History = &card.History{All: true} })
 	x.sense(20)

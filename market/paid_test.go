@@ -616,6 +616,14 @@ func TestLostOnTheWay(t *testing.T) {
 		t.Error(err)
 	}
 	buys(third, nil)
+	// What is new is not paid for.
+	x.sense(5)
+	lose(fourth)
+	fourth.config = other.config
+	if err := fourth.buy(context.Background(), x.shop, false); !errors.Is(err, client.ErrBudget) {
+		t.Error(err)
+	}
+	fourth.paper.check(t, 0, 20, 50)
 }
 
 // TestPaidCrashes: the seller crashes at any moment, while buyers pay and download.

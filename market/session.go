@@ -210,7 +210,7 @@ func (s *session) proceed() error {
 	}
 	if s.sale != nil {
 		dry, st := s.sale.Dry() && !s.tries(l), s.sale.State()
-		if dry && len(st.Delivered) == 0 {
+		if dry && !st.Owes() {
 			return s.charge()
 		}
 		s.trying.Store(!st.Begun)

@@ -141,6 +141,9 @@ func (s *State) Dry() bool {
 	return !s.Owned && (s.Trial.Bytes == 0 || s.Trial.Span == 0) && !slices.ContainsFunc(s.Lots, func(l Lot) bool { return l.Price.Unit != Once && l.Units() > 0 })
 }
 
+// Owes tells whether something that was paid for may be sent again for nothing.
+func (s *State) Owes() bool { return len(s.Delivered) > 0 && s.Again < s.Paid }
+
 // Admit tells whether block i may be sent, and takes what it costs.
 func (s *State) Admit(i uint64, w Weight) bool {
 	if s.delivered(i) && s.Again+w.Bytes <= s.Paid {
