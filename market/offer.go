@@ -385,46 +385,6 @@ func (o *Offer) each(all bool, f func(*session)) {
 	}
 }
 
-// claim makes s the session of its buyer. It returns the one that it replaces,
-// if any, or false if it must not: it comes too soon, and its buyer did not say that it
-// leaves that one for it.
-func (o *Offer) claim(s *session) (old *session, ok bool) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	old = o.buyers[s.buyer]
-	switch {
-	case o.closed, !o.all[s]:
-		return nil, false
-	case old == s:
-		return nil, true
-	case old != nil && time.Since(old.since) < o.replaceAfter && old.conn.Err() == nil && old.conn.HandshakeHash() != s.leaves:
-		return nil, false
-	case old == nil && len(o.buyers) >= o.cfg.Buyers:
-		for _, x := range o.buyers { // rather one whose credit has ended than one who tries
-			if s.pays() && !x.pays() && (old == nil || old.trying.Load()) {
-				old = x
-			}
-		}
-		if old == nil {
-			return nil, false
-		}
-		delete(o.buyers, old.buyer)
-	}
-	o.buyers[s.buyer] = s
-	s.since = time.Now()
-	return old, true
-}
-
-// forget takes a session out that is over.
-func (o *Offer) forget(s *session) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	delete(o.all, s)
-	if o.buyers[s.buyer] == s {
-		delete(o.buyers, s.buyer)
-	}
-}
-
 // Stats say what an offer does.
 type Stats struct {
 	Buyers, Connections int

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -554,76 +553,6 @@ func TestBurnAll(t *testing.T) {
 	if keys := burned(); len(keys) != 3 {
 		t.Errorf("%x", keys)
 	}
-}
-
-// TestLostOnTheWay: what was paid for and did not arrive is sent again, also when nothing is
-// left: once, and to who pays nothing more. Who only comes for that makes place for who pays,
-// and takes nobody's.
-func TestLostOnTheWay(t *testing.T) {
-	x := newTill(t, func(l *Listing) { l.Card.History = &card.History{All: true} })
-	x.close()
-	config := x.shop.config
-	x.shop.config = func(c *OfferConfig) { config(c); c.Buyers = 1 }
-	x.open()
-	x.sense(20)
-	c, other := x.rich(2), x.rich(100)
-	c.times = client.Times{Arrive: 100 * time.Millisecond}
-	lose := func(c *customer) {
-		t.Helper()
-		c.paper = newPaper()
-		if err := os.Remove(filepath.Join(c.dir, "state.json")); err != nil {
-			t.Fatal(err)
-		}
-	}
-	buys := func(c *customer, want error) {
-		t.Helper()
-		if err := c.buy(context.Background(), x.shop, false); !errors.Is(err, want) {
-			t.Fatal(err)
-		}
-		if want != nil {
-			return
-		}
-		c.paper.check(t, 0, 20, 50)
-		if c.spent() != 2000 || x.left(c.key()) != 0 {
-			t.Fatalf("%d msat were spent for 20 readings, %d are left", c.spent(), x.left(c.key()))
-		}
-	}
-	buys(c, nil)
-	lose(c)
-	buys(c, nil)
-	lose(c)
-	buys(c, client.ErrUnserved) // twice is enough
-
-	buys(other, nil)
-	lose(other)
-	stay := other.config
-	other.config = func(cfg *client.Config) { stay(cfg); cfg.Budget.Total = 2000 }
-	stop := other.start(x.shop) // and stays
-	other.paper.wait(20)
-	third := x.rich(100)
-	third.times = c.times
-	buys(third, nil)
-	lose(third)
-	third.config = other.config
-	if err := stop(); err != nil && !errors.Is(err, client.ErrBudget) {
-		t.Error(err)
-	}
-	fourth := x.rich(3)
-	stop = fourth.start(x.shop)
-	fourth.paper.wait(20)
-	buys(third, client.ErrUnserved) // there is no place
-	if err := stop(); err != nil {
-		t.Error(err)
-	}
-	buys(third, nil)
-	// What is new is not paid for.
-	x.sense(5)
-	lose(fourth)
-	fourth.config = other.config
-	if err := fourth.buy(context.Background(), x.shop, false); !errors.Is(err, client.ErrBudget) {
-		t.Error(err)
-	}
-	fourth.paper.check(t, 0, 20, 50)
 }
 
 // TestPaidCrashes: the seller crashes at any moment, while buyers pay and download.

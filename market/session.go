@@ -73,8 +73,8 @@ const (
 // from each thing that it may do about that.
 const unpaidStay = 2 * time.Minute
 
-// trialStay is how long one on trial may stay.
-const trialStay = 30 * time.Minute
+// freeStay is how long one on trial may stay, or one who came for what it had paid for.
+const freeStay = 30 * time.Minute
 
 func newSession(o *Offer, c *secretstream.Conn, from Listener) *session {
 	now := time.Now()
@@ -170,7 +170,8 @@ func (s *session) begin() error {
 			return s.broken("meter", err)
 		}
 		// Credit was bought under terms of its day.
-		s.terms = s.terms || contract.Terms != nil && !s.sale.Dry()
+		st := s.sale.State()
+		s.terms = s.terms || contract.Terms != nil && (!st.Dry() || st.Owes())
 	}
 	return s.proceed()
 }
@@ -222,11 +223,14 @@ func (s *session) proceed() error {
 	if err := s.promise(l.card.Burnable); err != nil {
 		return s.broken("contract", err)
 	}
-	old, ok := s.o.claim(s)
-	if !ok && s.spent.Load() {
+	old, code := s.o.claim(s)
+	s.spent.Store(s.spent.Load() && s.sale.Dry()) // an older connection may have been told of a payment meanwhile
+	switch code {
+	case "":
+	case dazaar.CodePaymentRequired:
 		return s.charge()
-	} else if !ok {
-		s.refuse(dazaar.CodeBusy, "too many buyers, or a connection with this key is newer than 5 s: try again")
+	default:
+		s.refuse(code, "too many buyers, or a connection with this key is newer than 5 s: try again")
 		return nil
 	}
 	if old != nil {
@@ -359,37 +363,11 @@ func (s *session) tick(now time.Time) {
 		if s.o.overdue(s, now) {
 			s.refuse(dazaar.CodePaymentRequired, "nothing was paid")
 		}
-	case s.trying.Load() && now.Sub(s.came) > trialStay:
-		s.refuse(dazaar.CodePaymentRequired, "a trial is not for ever: pay, or come again")
+	case (s.trying.Load() || s.spent.Load()) && now.Sub(s.came) > freeStay:
+		s.refuse(dazaar.CodePaymentRequired, "nobody stays for ever without paying: pay, or come again")
 	case s.sale != nil && !s.paused.Load() && s.sale.Advance() && s.sale.Dry():
 		s.pause()
 	}
-}
-
-// recharge charges, after the books were lost and credit was restored, what its buyer has
-// of it already, as it showed. It takes none of the session's locks.
-func (s *session) recharge(sale *ledger.Sale, blocks *feed.Reader) {
-	length := s.peer.Load()
-	if length == 0 || !s.restored.CompareAndSwap(true, false) {
-		return
-	}
-	st := sale.State()
-	for i := st.First(); i+1 < length; i++ {
-		w, err := blocks.Weight(i)
-		data, _, e := blocks.Read(i, 0)
-		if err == nil && e == nil && !sale.Admit(i, meter.Weight{Readings: w.Readings, Span: w.Span, Bytes: uint64(len(data))}) {
-			break // all of it is used up
-		}
-	}
-	s.o.spawn(func(context.Context) {
-		err := sale.Change(func(*meter.State) {}) // it is written down first
-		if err == nil {
-			err = s.o.cfg.Ledger.ChangeContract(s.o.cfg.Name, s.buyer, func(c *ledger.Contract) { c.Restored = false })
-		}
-		if err != nil {
-			s.o.log.Error("what was delivered before the books were lost is not noted", "buyer", s.name(), "error", err)
-		}
-	})
 }
 
 // sign keeps that the buyer accepted the terms, when that begins to matter: strangers

@@ -322,7 +322,7 @@ func TestStrangersCost(t *testing.T) {
 		return (after.CPU - before.CPU) / time.Duration(n), n
 	}
 	flood(shop.report(""), 200, 2000, nearby) // the network's bucket is empty
-	const rounds = 3                          // of which the best counts: what else runs here adds to some
+	const rounds = 3                          // of which the cheapest counts: what else runs here only adds
 	refused, floor := time.Hour, time.Hour
 	for range rounds {
 		each, n := refusals(shop)
@@ -342,19 +342,20 @@ func TestStrangersCost(t *testing.T) {
 	if n < 60 {
 		t.Errorf("%d were admitted", n)
 	}
-	more, times := time.Hour, 1e3
+	whole, empty, least := time.Hour, time.Hour, time.Hour
 	for range rounds {
 		a, _ := shop.handshakes(func(s *stranger) { s.with(s.handshake) })
 		b, _ := bare.handshakes(func(s *stranger) { s.with(exchange) })
 		c, _ := keys.handshakes(func(s *stranger) { s.with(exchange) })
 		t.Logf("one that shakes hands to the end and asks for blocks costs %v; an exchange without cryptography takes %v, with multiplications alone %v", a, b, c)
-		more, times = min(more, a-b), min(times, float64(a)/float64(c))
+		whole, empty, least = min(whole, a), min(empty, b), min(least, c)
 	}
+	more, times := whole-empty, float64(whole)/float64(least)
 	t.Logf("one that is admitted costs %v, those of all kinds mixed; the dearest kind %v above a bare exchange, %.2f of one that only multiplies", mixed, more, times)
 	if *quiet && more > 600*time.Microsecond {
 		t.Errorf("one that is admitted costs %v more than a bare exchange", more)
 	}
-	if times > 2.5 {
+	if times > 2.8 {
 		t.Errorf("one that is admitted costs %.2f of one that only multiplies", times)
 	}
 }

@@ -1,6 +1,7 @@
 package market
 
 import (
+	"context"
 	"fmt"
 	"strconv"
 
@@ -43,9 +44,31 @@ func (s *session) charge() error {
 	return s.ch.Invalid(dazaar.Invalid{Error: "pay first: ask for an invoice", Code: dazaar.CodePaymentRequired, PaidMsat: strconv.FormatUint(st.Msat, 10)})
 }
 
-// pays tells whether some of what the buyer paid is left, or nothing costs anything: who
-// does makes place for nobody, and others for it.
-func (s *session) pays() bool { return !s.trying.Load() && !s.paused.Load() && !s.spent.Load() }
+// recharge charges, after the books were lost and credit was restored, what its buyer has
+// of it already, as it showed. It takes none of the session's locks.
+func (s *session) recharge(sale *ledger.Sale, blocks *feed.Reader) {
+	length := s.peer.Load()
+	if length == 0 || !s.restored.CompareAndSwap(true, false) {
+		return
+	}
+	st := sale.State()
+	for i := st.First(); i+1 < length; i++ {
+		w, err := blocks.Weight(i)
+		data, _, e := blocks.Read(i, 0)
+		if err == nil && e == nil && !sale.Admit(i, meter.Weight{Readings: w.Readings, Span: w.Span, Bytes: uint64(len(data))}) {
+			break // all of it is used up
+		}
+	}
+	s.o.spawn(func(context.Context) {
+		err := sale.Change(func(*meter.State) {}) // it is written down first
+		if err == nil {
+			err = s.o.cfg.Ledger.ChangeContract(s.o.cfg.Name, s.buyer, func(c *ledger.Contract) { c.Restored = false })
+		}
+		if err != nil {
+			s.o.log.Error("what was delivered before the books were lost is not noted", "buyer", s.name(), "error", err)
+		}
+	})
+}
 
 // describe says what is left on a meter, of the credit that was bought first; where
 // there is none, in the unit of today's price.
@@ -69,6 +92,8 @@ func describe(v *dazaar.Valid, st meter.State, unit meter.Unit) {
 		v.Type, left = "trial", st.Trial.Span
 	case unit == meter.Wall:
 		v.Type = "time"
+	case unit == meter.Once: // not yet paid whole
+		v.Type, left = meter.Readings.String(), 0
 	default:
 		v.Type = unit.String()
 	}

@@ -146,6 +146,7 @@ func (v *visit) follow(f dazaar.OneTimeFeed) error {
 		}
 	}
 	c.given = true
+	c.buying.since = time.Now() // what was paid for has its time to come from here on
 	if c.cfg.Proof != nil {
 		if err := c.cfg.Proof.Feed(f, c.purse.Card()); err != nil {
 			return err

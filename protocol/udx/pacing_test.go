@@ -47,4 +47,15 @@ func TestLateTimers(t *testing.T) {
 	pump(10 * time.Millisecond) // its time has come, and it has nothing to send
 	s.out.push(make([]byte, 1<<20))
 	burst("after a second with nothing to send", pump(time.Second), 2*time.Millisecond)
+	s.upTo = s.base + int64(s.out.n)
+	for s.out.push(make([]byte, 10*maxMTU)); s.upTo < s.base+int64(s.out.n); {
+		pump(time.Millisecond)
+	}
+	if s.nextSend <= now {
+		t.Fatal("the last took no time")
+	}
+	s.out.push(make([]byte, 1<<20))
+	burst("after a second, when the last took its time", pump(time.Second), 2*time.Millisecond)
+	s.bbr.minRTT = 10 * int64(time.Millisecond)
+	burst("after a second without the processor, on a short way", pump(time.Second), 5*time.Millisecond)
 }

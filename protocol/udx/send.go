@@ -223,7 +223,7 @@ func (s *Stream) pump(now int64) {
 		s.emit(&o, what, now)
 	}
 	o.flush()
-	s.paced = s.nextSend > now && s.ready() != nothing
+	s.paced = s.ready() != nothing
 	if s.inFlight < s.bbr.window && s.missing.n == 0 && s.upTo == s.base+int64(s.out.n) {
 		s.limited = max(1, s.delivered+s.inFlight)
 	}
