@@ -11,6 +11,7 @@ import (
 
 	"dazaar-edge/market/card"
 	"dazaar-edge/market/client"
+	"dazaar-edge/payment/meter"
 	"dazaar-edge/protocol/dazaar"
 )
 
@@ -262,6 +263,16 @@ func TestWhoMakesPlace(t *testing.T) {
 			if refusal != c.refusal || c.leaves == 0 && old != nil || c.leaves > 0 && old != all[c.leaves-1] {
 				t.Fatalf("%+v: %q, %v", c, refusal, old != nil)
 			}
+		}
+	}
+}
+
+// TestNotOwned: where it costs once and was not paid, nothing looks as if it were.
+func TestNotOwned(t *testing.T) {
+	for owned, want := range map[bool]string{false: "readings", true: "once"} {
+		var v dazaar.Valid
+		if describe(&v, meter.State{Begun: true, Owned: owned}, meter.Once); v.Type != want || (v.Remaining == nil) != owned {
+			t.Errorf("%+v", v)
 		}
 	}
 }
