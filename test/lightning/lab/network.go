@@ -141,27 +141,13 @@ func (n *network) connect(ctx context.Context) error {
 	return n.settled(ctx)
 }
 
-// settled waits until the nodes that run have their channels and know of all, and then makes
-// payers forget what failed: they would avoid that way for a minute and more. None forgets
-// before all are there, as what is paid meanwhile fails, and is remembered.
+// settled waits until the nodes that run have their channels and know of all.
 func (n *network) settled(ctx context.Context) error {
-	if err := n.running(func(x *node) error {
-		return until(ctx, x.name+" is not connected", func() error { return x.connected(ctx) })
-	}); err != nil {
-		return err
-	}
-	return n.running(func(x *node) error {
-		return x.call(ctx, http.MethodPost, "/v2/router/mc/reset", map[string]any{}, nil)
-	})
-}
-
-// running does something with all nodes that run at once.
-func (n *network) running(f func(*node) error) error {
 	return n.each(func(x *node) error {
 		if !x.runs() {
 			return nil
 		}
-		return f(x)
+		return until(ctx, x.name+" is not connected", func() error { return x.connected(ctx) })
 	})
 }
 

@@ -122,7 +122,8 @@ func newNode(name, dir string, ports []string, c *chain) *node {
 		"--btcd.rpchost=" + c.address, "--btcd.rpcuser=" + rpcUser, "--btcd.rpcpass=" + rpcPassword, "--btcd.rpccert=" + c.cert,
 		"--restlisten=127.0.0.1:" + ports[0], "--rpclisten=127.0.0.1:" + ports[1], "--listen=" + x.p2p, "--nobootstrap", "--trickledelay=50",
 		"--bitcoin.defaultchanconfs=1", "--accept-keysend", "--minbackoff=1s", "--maxbackoff=5s", "--channel-commit-interval=10ms",
-		"--logging.file.disable", "--debuglevel=info",
+		// A way on which a payment failed is tried again at once, and not in a minute or an hour.
+		"--routerrpc.apriori.penaltyhalflife=1s", "--logging.file.disable", "--debuglevel=info",
 	}}
 	os.MkdirAll(dir, 0o700) //nolint:errcheck // its log cannot be opened then
 	return x
