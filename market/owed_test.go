@@ -123,15 +123,22 @@ func far(t *testing.T, to string, delay time.Duration) string {
 	return ln.Addr().String()
 }
 
-// TestOwedLate: one who follows, has lost what it paid for last and could not reach the seller
-// for longer than that may take to come gets it, and goes on.
-func TestOwedLate(t *testing.T) {
-	x := newTill(t, func(l *Listing) { l.Card.History = &card.History{All: true} })
+// bought returns a seller under terms, and a customer who bought all that there is of it.
+func bought(t *testing.T, terms string) (*till, *customer) {
+	t.Helper()
+	x := newTill(t, func(l *Listing) { l.Card.History, l.Terms = &card.History{All: true}, terms })
 	x.sense(20)
 	c := x.rich(100)
 	if err := c.buy(context.Background(), x.shop, false); err != nil {
 		t.Fatal(err)
 	}
+	return x, c
+}
+
+// TestOwedLate: one who follows, has lost what it paid for last and could not reach the seller
+// for longer than that may take to come gets it, and goes on.
+func TestOwedLate(t *testing.T) {
+	x, c := bought(t, "")
 	c.lose()
 	c.times = client.Times{Arrive: 3 * time.Second}
 	rich, way := c.config, far(t, x.address, 250*time.Millisecond)
@@ -151,12 +158,7 @@ func TestOwedLate(t *testing.T) {
 // TestOwedSoon: who comes back before its old connection is known to be dead is told to come
 // again, and not to pay.
 func TestOwedSoon(t *testing.T) {
-	x := newTill(t, func(l *Listing) { l.Card.History = &card.History{All: true} })
-	x.sense(20)
-	c := x.rich(100)
-	if err := c.buy(context.Background(), x.shop, false); err != nil {
-		t.Fatal(err)
-	}
+	x, c := bought(t, "")
 	var calls [2]*caller
 	for i := range calls {
 		var err error
@@ -175,12 +177,7 @@ func TestOwedSoon(t *testing.T) {
 // TestOwedNoMore: who asks for more than it paid for does not get it, and who asks for nothing
 // does not stay.
 func TestOwedNoMore(t *testing.T) {
-	x := newTill(t, func(l *Listing) { l.Card.History = &card.History{All: true} })
-	x.sense(20)
-	c := x.rich(100)
-	if err := c.buy(context.Background(), x.shop, false); err != nil {
-		t.Fatal(err)
-	}
+	x, c := bought(t, "")
 	x.sense(5)
 	thief, err := call(x.address, x.seller, c.private(), nil)
 	if err != nil {
@@ -205,15 +202,7 @@ func TestOwedNoMore(t *testing.T) {
 
 // TestOwedTerms: what was paid for was paid for under terms of its day.
 func TestOwedTerms(t *testing.T) {
-	x := newTill(t, func(l *Listing) {
-		l.Card.History = &card.History{All: true}
-		l.Terms = "one"
-	})
-	x.sense(20)
-	c := x.rich(100)
-	if err := c.buy(context.Background(), x.shop, false); err != nil {
-		t.Fatal(err)
-	}
+	x, c := bought(t, "one")
 	l := x.listing
 	l.Terms = "two"
 	if err := x.offer.SetListing(l); err != nil {
