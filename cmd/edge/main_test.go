@@ -23,6 +23,7 @@ import (
 	"time"
 
 	"dazaar-edge/payment/lnd/lndtest"
+	"dazaar-edge/storage/page"
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
@@ -126,11 +127,16 @@ func flip(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(err)
 }
 
-// contains FILE TEXT checks that a file holds a text somewhere.
+// contains FILE TEXT checks that a segment file holds a text somewhere; where a page ends,
+// the head of the next one stands between.
 func contains(ts *testscript.TestScript, _ bool, args []string) {
 	b, err := os.ReadFile(only(ts, args[0]))
 	ts.Check(err)
-	if !strings.Contains(string(b), args[1]) {
+	var text strings.Builder
+	for p := range slices.Chunk(b, page.Size) {
+		text.Write(p[min(page.HeadSize, len(p)):])
+	}
+	if !strings.Contains(text.String(), args[1]) {
 		ts.Fatalf("no %s in %s", args[1], args[0])
 	}
 }
