@@ -244,7 +244,7 @@ func TestUnauthorised(t *testing.T) {
 		if err := sale.Change(func(m *meter.State) {
 			m.Begin(0, 20)
 			if i%2 == 0 { // it was paid, and is used up
-				m.Delivered = []meter.Range{{From: 0, To: 10}}
+				m.Delivered, m.Paid, m.Again = []meter.Range{{From: 0, To: 10}}, 500, 500
 			} else {
 				m.Credit(meter.Price{Unit: meter.Readings, Interval: 1, Amount: 1, History: 1}, 1000) //nolint:errcheck // it is a price
 			}

@@ -21,15 +21,6 @@ var (
 	table = flag.String("table", "", "append a table of what was measured to this file")
 )
 
-// slack returns how many times as long as promised something may take: promises are held with
-// -all, where nothing else runs on the machine. What is broken takes longer than twice as long.
-func slack() float64 {
-	if *all {
-		return 1
-	}
-	return 2
-}
-
 // lab is where the lab's program is.
 const lab = "../../../shared/labs/natlab/natlab"
 
@@ -218,7 +209,7 @@ func TestRelayed(t *testing.T) {
 	for _, p := range pairs {
 		p.sells, p.buys, p.network, p.relay, p.tries = ours, ours, ours, ours, 3
 		for _, r := range connects(t, p) {
-			if r.First > 1000*slack() {
+			if r.First > 1000 {
 				t.Errorf("the first byte came after %.0f ms: %+v", r.First, r)
 			}
 		}
@@ -284,7 +275,7 @@ func TestFaults(t *testing.T) {
 			}
 			r := run(t, p)[0]
 			t.Logf("%.1f s without data, %d dials", r.Gap, r.Dials)
-			if !r.OK || r.Gap > c.lasts+c.most*slack() {
+			if !r.OK || r.Gap > c.lasts+c.most {
 				t.Errorf("%+v", r)
 			}
 		})
@@ -322,7 +313,7 @@ func TestStockAfterFaults(t *testing.T) {
 			}
 			r := run(t, p)[0]
 			t.Logf("reached after %.0f ms, %s", r.Connect, r.Path)
-			if !r.OK || r.Connect > 5000*slack() {
+			if !r.OK || r.Connect > 5000 {
 				t.Errorf("%+v", r)
 			}
 		})
@@ -342,20 +333,15 @@ func bulk(t *testing.T, seller, loss string, seconds int) float64 {
 	return r.Mbps
 }
 
-// TestBottleneck: ten seconds, with -all a minute, over 20 Mbit/s with 100 ms and 2 % loss,
-// beside the same without loss, which shows what the lab's wire carries. Of two short ones of
-// each the better one counts: what else runs on this machine only takes from them.
+// TestBottleneck: 20 seconds, with -all a minute, over 20 Mbit/s with 100 ms and 2 % loss,
+// beside the same without loss, which shows what the lab's wire carries.
 func TestBottleneck(t *testing.T) {
-	seconds, rounds, least := 10, 2, 8.
+	seconds, least := 20, 8.
 	if *all {
-		seconds, rounds, least = 60, 1, 15
+		seconds, least = 60, 15
 	}
-	clean, lossy := 0., 0.
-	for range rounds {
-		a, b := bulk(t, ours["seller"], "0%", seconds), bulk(t, ours["seller"], "2%", seconds)
-		t.Logf("%.1f Mbit/s without loss, %.1f with 2 %%", a, b)
-		clean, lossy = max(clean, a), max(lossy, b)
-	}
+	clean, lossy := bulk(t, ours["seller"], "0%", seconds), bulk(t, ours["seller"], "2%", seconds)
+	t.Logf("%.1f Mbit/s without loss, %.1f with 2 %%", clean, lossy)
 	if clean < least || lossy < 0.85*clean {
 		t.Errorf("%.1f Mbit/s, and %.1f with loss, %.0f %%", clean, lossy, 100*lossy/clean)
 	}
@@ -368,13 +354,10 @@ while kill -0 $p; do sleep 0.01; kill -STOP $p; sleep 0.012; kill -CONT $p; done
 
 // TestBusySeller: the same where the seller's program does not always have the processor.
 func TestBusySeller(t *testing.T) {
-	best := 0.
-	for range 2 {
-		best = max(best, bulk(t, fmt.Sprintf(busy, strings.TrimPrefix(ours["seller"], "exec ")), "2%", 10))
-	}
-	t.Logf("%.1f Mbit/s", best)
-	if best < 6 {
-		t.Errorf("%.1f Mbit/s", best)
+	mbps := bulk(t, fmt.Sprintf(busy, strings.TrimPrefix(ours["seller"], "exec ")), "2%", 10)
+	t.Logf("%.1f Mbit/s", mbps)
+	if mbps < 6 {
+		t.Error("it is a fraction of what the wire carries")
 	}
 }
 
@@ -411,7 +394,7 @@ func TestHandOver(t *testing.T) {
 		"--nodes", "8", "--timeout", "150", "--scenario", "sleep 5; $NATLAB_CTL exec buyer iptables -D OUTPUT -p udp -j DROP; sleep 50; $NATLAB_CTL exec buyer iptables -A OUTPUT -p udp -j DROP",
 	}})[0]
 	t.Logf("%d readings by %d connections, first after %.0f ms, at most %.1f s without", r.Lines, r.Dials, r.Connect, r.Gap)
-	if !r.OK || r.Path != "relay 5.20.1.2:443" || r.Dials != 3 || r.Gap > 8*slack() {
+	if !r.OK || r.Path != "relay 5.20.1.2:443" || r.Dials != 3 || r.Gap > 8 {
 		t.Errorf("%+v", r)
 	}
 }
